@@ -1,0 +1,1 @@
+"""From an inbound message to a delivered answer."""

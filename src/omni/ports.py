@@ -1,0 +1,211 @@
+"""The seams between Omni's parts, as small Protocols; ``app.py`` hands the real parts in.
+
+A port speaks of data from ``model`` and of the rows below. Whoever satisfies one needs to import nothing else.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+from msgspec import Struct
+
+from omni.model import AgentEvent, AgentRequest, InstanceConfig, OutboundMessage, SendResult
+
+PayloadType = Literal["webhook", "request", "response", "stream_event", "error"]
+PresenceState = Literal["composing", "recording", "paused"]
+
+
+class Channel(Protocol):
+    """Hands messages to people. Methods are called on the event loop and never raise for what the other side answered."""
+
+    async def send_text(self, instance: InstanceConfig, message: OutboundMessage) -> SendResult:
+        """Make one attempt to send one message and say what became of it."""
+        ...
+
+    async def send_presence(
+        self, instance: InstanceConfig, recipient: str, *, state: PresenceState, duration_ms: int
+    ) -> bool:
+        """Show or clear the typing sign for ``duration_ms``; False when the channel has none or refused."""
+        ...
+
+
+class AgentBackend(Protocol):
+    """Asks an agent and yields what it says, as it says it."""
+
+    def run(self, request: AgentRequest) -> AsyncIterator[AgentEvent]:
+        """Yield the events of one run: ``RequestWritten`` first, exactly one ``RunEnded`` last.
+
+        Raises AgentError when no answer came about. Closing the iterator closes the connection.
+        """
+        ...
+
+
+class InsertTrace(Struct, frozen=True):
+    """A new row of message_traces; ``columns`` holds column values, datetimes timezone-aware UTC."""
+
+    trace_id: str
+    columns: dict[str, Any]
+
+
+class UpdateTrace(Struct, frozen=True):
+    """New column values for one row of message_traces."""
+
+    trace_id: str
+    columns: dict[str, Any]
+
+
+class InsertPayload(Struct, frozen=True, kw_only=True):
+    """A new row of trace_payloads. ``payload`` is encoded by the store, in the writer's thread."""
+
+    trace_id: str
+    stage: str
+    payload_type: PayloadType
+    payload: dict[str, Any]
+    timestamp: datetime
+    status_code: int | None = None
+    error_details: str | None = None
+    contains_media: bool = False
+    contains_base64: bool = False
+
+
+class DropPayloads(Struct, frozen=True):
+    """Remove one trace's rows of one stage: chunk segments that the packed row behind it replaces."""
+
+    trace_id: str
+    stage: str
+
+
+WriteOp = InsertTrace | UpdateTrace | InsertPayload | DropPayloads
+
+
+class TraceSink(Protocol):
+    """Where the recorder's writer thread puts what it has."""
+
+    def write(self, ops: Sequence[WriteOp]) -> None:
+        """Apply all operations in order in one transaction, or none. Blocks; raises StoreError."""
+        ...
+
+
+class TraceRow(Struct, frozen=True, kw_only=True):
+    """One row of message_traces as stored. Datetimes are timezone-aware UTC."""
+
+    trace_id: str
+    instance_name: str | None = None
+    whatsapp_message_id: str | None = None
+    sender_phone: str | None = None
+    sender_name: str | None = None
+    sender_jid: str | None = None
+    message_type: str | None = None
+    has_media: bool | None = None
+    has_quoted_message: bool | None = None
+    message_length: int | None = None
+    session_name: str | None = None
+    agent_session_id: str | None = None
+    received_at: datetime | None = None
+    processing_started_at: datetime | None = None
+    agent_request_at: datetime | None = None
+    agent_response_at: datetime | None = None
+    evolution_send_at: datetime | None = None
+    completed_at: datetime | None = None
+    status: str | None = None
+    error_message: str | None = None
+    error_stage: str | None = None
+    agent_processing_time_ms: int | None = None
+    total_processing_time_ms: int | None = None
+    agent_request_tokens: int | None = None
+    agent_response_tokens: int | None = None
+    agent_response_success: bool | None = None
+    agent_response_length: int | None = None
+    agent_tools_used: int | None = None
+    evolution_response_code: int | None = None
+    evolution_success: bool | None = None
+
+
+class PayloadRow(Struct, frozen=True, kw_only=True):
+    """One row of trace_payloads as stored, decoded. ``payload`` is None when there was none or it could not be read."""
+
+    id: int
+    trace_id: str
+    stage: str
+    payload_type: str | None
+    payload: Any
+    timestamp: datetime | None
+    status_code: int | None = None
+    error_details: str | None = None
+    payload_size_original: int | None = None
+    payload_size_compressed: int | None = None
+    contains_media: bool | None = None
+    contains_base64: bool | None = None
+
+
+class TraceFilter(Struct, frozen=True, kw_only=True):
+    """Which traces to list; None means "any". Newest first. ``limit`` 1 to 1000."""
+
+    phone: str | None = None
+    instance_name: str | None = None
+    status: str | None = None
+    message_type: str | None = None
+    session_name: str | None = None
+    agent_session_id: str | None = None
+    has_media: bool | None = None
+    received_from: datetime | None = None
+    received_to: datetime | None = None
+    limit: int = 50
+    offset: int = 0
+
+
+class TraceSummary(Struct, frozen=True, kw_only=True):
+    """Counts over a window, with the predecessor's field names. Averages are milliseconds, None without data."""
+
+    total_messages: int
+    successful_messages: int
+    failed_messages: int
+    success_rate: float | None
+    avg_processing_time_ms: float | None
+    avg_agent_time_ms: float | None
+    message_types: dict[str, int]
+    error_stages: dict[str, int]
+    instances: dict[str, int]
+
+
+class TraceReader(Protocol):
+    """Reads traces back. Methods block: call them from a worker thread. All raise StoreError when the database does."""
+
+    def get_trace(self, trace_id: str) -> TraceRow | None: ...
+    def list_traces(self, wanted: TraceFilter) -> list[TraceRow]: ...
+    def get_payloads(self, trace_id: str) -> list[PayloadRow]:
+        """All payload rows of a trace in the order they were written, payloads decoded."""
+        ...
+
+    def summarize(
+        self, *, received_from: datetime | None, received_to: datetime | None, instance_name: str | None
+    ) -> TraceSummary: ...
+    def recent_message_ids(self, *, received_from: datetime, limit: int) -> list[tuple[str, str]]:
+        """(instance_name, whatsapp_message_id) of the newest traces: what the inbox must recognise after a restart."""
+        ...
+
+    def count_older_than(self, cutoff: datetime) -> int: ...
+    def delete_older_than(self, cutoff: datetime) -> int:
+        """Delete traces received before ``cutoff`` with all their payloads; the number of traces deleted."""
+        ...
+
+
+class InstanceStore(Protocol):
+    """Configured instances. Methods block: call them from a worker thread. Rows are plain column mappings."""
+
+    def list_rows(self, *, limit: int = 100, offset: int = 0) -> list[dict[str, Any]]: ...
+    def get_row(self, name: str) -> dict[str, Any] | None: ...
+    def get(self, name: str) -> InstanceConfig | None: ...
+    def create(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Insert one instance and return its row. Raises StoreError with status_code 409 when the name is taken."""
+        ...
+
+    def update(self, name: str, values: dict[str, Any]) -> dict[str, Any]:
+        """Change one instance and return its row. Raises RecordNotFound."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove one instance and its users; its traces stay. Raises RecordNotFound."""
+        ...
+
+    def count(self) -> int: ...

@@ -1,0 +1,1 @@
+"""The database: legacy tables, our own additions, and how payloads are packed."""

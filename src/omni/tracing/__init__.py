@@ -1,0 +1,1 @@
+"""Omni's memory of every turn: events in, one timeline out."""
