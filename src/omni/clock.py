@@ -43,11 +43,14 @@ class Anchor:
 
     def at(self, mono_ns: int) -> datetime:
         """The UTC wall time at a monotonic reading, microsecond grain."""
-        return wall_datetime(self.wall_ns + mono_ns - self.mono_ns)
+        return wall_datetime(self.wall_ns) + timedelta(microseconds=(mono_ns - self.mono_ns) // 1_000)
 
     def offset_ns(self, mono_ns: int) -> int:
-        """Nanoseconds from the anchor to a monotonic reading."""
-        return mono_ns - self.mono_ns
+        """Nanoseconds from the anchor to a monotonic reading, cut to the microsecond.
+
+        The database keeps microseconds; cutting here makes a figure the same before it is stored and after.
+        """
+        return (mono_ns - self.mono_ns) // 1_000 * 1_000
 
 
 def take_anchor(clock: Clock) -> Anchor:

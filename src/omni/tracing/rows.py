@@ -1,0 +1,408 @@
+"""From a trace's events to the rows that are stored: pure, and run only in the recorder's thread.
+
+Stages, payload types and keys are the predecessor's, so that its readers understand ours; what is new stands beside them.
+Under the key ``omni`` each payload carries where it stands on the turn's monotonic line, in whole microseconds, which is what lets
+``stored.py`` rebuild the same events, and from them the same timeline.
+
+Chunks of a running stream are stored in segments a few times a second, so that a process that dies leaves what had arrived; at the
+stream's end one packed row replaces the segments.
+"""
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+from omni.clock import Anchor
+from omni.model import Usage
+from omni.ports import DropPayloads, InsertPayload, InsertTrace, PayloadType, UpdateTrace, WriteOp
+from omni.settings import Settings
+from omni.tracing.events import (
+    AgentRequested,
+    AgentResponded,
+    ChunkReceived,
+    ColumnsChanged,
+    FirstTokenSeen,
+    MessageSettled,
+    ProcessingStarted,
+    StageLogged,
+    StreamCompleted,
+    StreamFailed,
+    StreamStarted,
+    TraceEvent,
+    TraceOpened,
+    TurnEnded,
+)
+from omni.tracing.packing import pack_chunks
+from omni.tracing.redact import Redactor
+from omni.tracing.timeline import Timeline, build_timeline
+
+CHUNKS_STAGE = "streaming_chunks"
+FIRST_CONTENT_CHARS = 200
+"""Characters of the first content kept in its own stage, as the predecessor kept them; the chunks have it whole."""
+
+
+class RowPlanner:
+    """Turns one trace's events into write operations, remembering how far it came. Used by the writer thread only."""
+
+    __slots__ = (
+        "_anchor",
+        "_columns",
+        "_events",
+        "_has_segments",
+        "_insert",
+        "_is_tried",
+        "_losses",
+        "_pending",
+        "_redactor",
+        "_reported",
+        "_segment_ns",
+        "_sends_ok",
+        "_trace_id",
+        "_upto",
+        "num_read",
+    )
+
+    def __init__(self, trace_id: str, anchor: Anchor, *, settings: Settings) -> None:
+        self._trace_id = trace_id
+        self._anchor = anchor
+        self._segment_ns = settings.trace_segment_ms * 1_000_000
+        self._redactor = Redactor(
+            max_chars=settings.trace_max_payload_size, keeps_sensitive=settings.trace_include_sensitive
+        )
+        self._pending: list[ChunkReceived] = []
+        self._has_segments = False
+        self._reported = (0, 0)
+        self._sends_ok = True
+        self._insert: InsertTrace | None = None
+        self._is_tried = False
+        self._columns: dict[str, Any] = {}
+        self._events: Sequence[TraceEvent] = ()
+        self._upto = 0
+        self._losses = (0, 0)
+        self.num_read = 0
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether chunks wait to be stored with a later segment."""
+        return bool(self._pending)
+
+    def confirm_stored(self) -> None:
+        """The operations of the last plan are in the database; the trace's row need not be made again."""
+        self._insert = None
+
+    def skip_to(self, num_read: int) -> None:
+        """Pass over events that could not be planned."""
+        self.num_read = num_read
+        self._pending = []
+
+    def plan(
+        self, events: Sequence[TraceEvent], *, now_ns: int, flush_now: bool, num_shed: int, num_lost: int
+    ) -> list[WriteOp]:
+        """Operations for everything not planned before. ``events`` is the whole journal; its length is read once."""
+        upto = len(events)
+        self._columns = {}
+        self._events, self._losses = events, (num_shed, num_lost)
+        ops: list[WriteOp] = []
+        for position in range(self.num_read, upto):
+            event = events[position]
+            if type(event) is ChunkReceived:
+                self._pending.append(event)
+            else:
+                self._upto = position + 1
+                self._plan_event(event, ops)
+        self.num_read = upto
+        self._events = ()
+        if self._pending and (flush_now or now_ns - self._pending[0].mono_ns >= self._segment_ns):
+            self._plan_chunks(self._pending, ops, is_segment=True)
+            self._has_segments = True
+            self._pending = []
+        return self._with_columns(ops)
+
+    def _plan_event(self, event: TraceEvent, ops: list[WriteOp]) -> None:
+        match event:
+            case TraceOpened():
+                self._plan_opened(event, ops)
+            case ProcessingStarted():
+                self._columns.update(status="processing", processing_started_at=self._anchor.at(event.mono_ns))
+            case AgentRequested():
+                self._plan_request(event, ops)
+            case StreamStarted():
+                payload = {"streaming_started": True, "stream_config": event.config, "timestamp": self._iso(event)}
+                ops.append(self._row(event, "streaming_start", payload, "stream_event"))
+            case FirstTokenSeen():
+                ops.append(self._first_token_row(event, self._timeline()))
+            case StreamCompleted():
+                self._plan_completed(event, self._timeline(), ops)
+            case StreamFailed():
+                self._plan_failed(event, self._timeline(), ops)
+            case AgentResponded():
+                self._plan_response(event, self._timeline(), ops)
+            case MessageSettled():
+                self._plan_message(event, ops)
+            case TurnEnded():
+                self._plan_ended(event, self._timeline(), ops)
+            case ColumnsChanged():
+                self._columns.update(event.columns)
+            case StageLogged():
+                payload = self._redactor.clean(event.payload)
+                ops.append(
+                    self._row(event, event.stage, payload, event.payload_type, event.status_code, event.error_details)
+                )
+            case _:
+                pass  # moments inside a stream: they stand in the payload of the stream's end
+
+    def _plan_opened(self, event: TraceOpened, ops: list[WriteOp]) -> None:
+        columns = {"status": "received", "received_at": self._anchor.at(event.mono_ns), **event.columns}
+        self._insert = InsertTrace(self._trace_id, columns)
+        if event.webhook is not None:
+            flags = self._redactor.media_flags(event.webhook)
+            ops.append(
+                InsertPayload(
+                    trace_id=self._trace_id,
+                    stage="webhook_received",
+                    payload_type="webhook",
+                    payload=self._redactor.clean(event.webhook),
+                    timestamp=self._anchor.at(event.mono_ns),
+                    contains_media=flags.contains_media,
+                    contains_base64=flags.contains_base64,
+                )
+            )
+
+    def _plan_request(self, event: AgentRequested, ops: list[WriteOp]) -> None:
+        payload = self._redactor.clean(event.payload)
+        ops.append(self._row(event, "agent_request", payload, "request"))
+        if event.is_streaming:
+            mode = {"stream_mode": True, "trace_type": "streaming", "request_timestamp": self._iso(event)}
+            ops.append(self._row(event, "streaming_request", {**payload, **mode}, "request"))
+        self._columns.update(status="agent_called", agent_request_at=self._anchor.at(event.mono_ns))
+
+    def _first_token_row(self, event: FirstTokenSeen, timeline: Timeline) -> InsertPayload:
+        payload = {
+            "first_token_received": True,
+            "first_content": event.content[:FIRST_CONTENT_CHARS],
+            "first_token_latency_ms": timeline.first_token_latency_ms,
+            "timestamp": self._iso(event),
+            "event_data": event.event_data or {},
+        }
+        return self._row(event, "first_token", payload, "stream_event", moments=timeline)
+
+    def _plan_completed(self, event: StreamCompleted, timeline: Timeline, ops: list[WriteOp]) -> None:
+        self._pack_stream(timeline, ops)
+        metrics = {
+            "total_streaming_time_ms": timeline.total_streaming_time_ms,
+            "first_token_latency_ms": timeline.first_token_latency_ms,
+            "first_to_final_ms": timeline.first_to_final_ms,
+            "total_chunks": timeline.total_chunks,
+        }
+        complete = {
+            "streaming_completed": True,
+            "final_content": event.final_content,
+            **metrics,
+            "total_content_length": timeline.total_content_length,
+            "completion_timestamp": self._iso(event),
+            "streaming_events_count": timeline.total_chunks,
+            "content_verified": timeline.is_content_verified,
+            "completion_data": event.completion_data or {},
+        }
+        response = {"message": event.final_content, "success": True, "streaming": True, "metrics": metrics}
+        ops.append(self._row(event, "streaming_complete", complete, "stream_event", moments=timeline))
+        ops.append(self._row(event, "agent_response", response, "response", 200))
+        self._columns.update(self._agent_columns(timeline, is_success=True))
+
+    def _plan_failed(self, event: StreamFailed, timeline: Timeline, ops: list[WriteOp]) -> None:
+        self._pack_stream(timeline, ops)
+        payload = {
+            "streaming_error": True,
+            "error_message": event.error_message,
+            "error_type": event.error_type,
+            "error_stage": event.error_stage,
+            "ending": event.ending,
+            "detail": event.detail,
+            "timestamp": self._iso(event),
+            "partial_content": timeline.content or None,
+            "chunks_received": timeline.total_chunks,
+            "first_token_latency_ms": timeline.first_token_latency_ms,
+            "total_streaming_time_ms": timeline.total_streaming_time_ms,
+        }
+        ops.append(
+            self._row(
+                event, "streaming_error", payload, "error", event.status_code, event.error_message, moments=timeline
+            )
+        )
+        self._columns.update(self._agent_columns(timeline, is_success=False))
+
+    def _plan_response(self, event: AgentResponded, timeline: Timeline, ops: list[WriteOp]) -> None:
+        is_success = bool(event.payload.get("success", True))
+        ops.append(self._row(event, "agent_response", event.payload, "response", event.status_code, moments=timeline))
+        columns = self._agent_columns(timeline, is_success=is_success)
+        if event.processing_time_ms is not None:
+            columns["agent_processing_time_ms"] = event.processing_time_ms
+        columns.update(_legacy_usage(event.payload))
+        self._columns.update(columns)
+
+    def _plan_message(self, event: MessageSettled, ops: list[WriteOp]) -> None:
+        payload = event.payload or {
+            "recipient": event.recipient,
+            "text": event.text,
+            "has_quoted_message": False,
+            "index": event.index,
+            "first_chunk": event.first_chunk,
+            "last_chunk": event.last_chunk,
+            "key_id": event.key_id,
+            "status": event.status,
+            "attempts": event.attempts,
+            "is_notice": event.is_notice,
+            "error_kind": event.error_kind,
+            "error": event.error,
+        }
+        is_accepted = event.status in ("accepted", "delivered", "read")
+        self._sends_ok = self._sends_ok and is_accepted
+        meta = {
+            "queued_us": self._us(event.queued_ns),
+            "started_us": self._us(event.started_ns),
+            "accepted_us": self._us(event.accepted_ns),
+            "status": event.status,
+        }
+        ops.append(
+            self._row(event, "evolution_send", payload, "request", event.status_code, event.error, extra_meta=meta)
+        )
+        self._columns["evolution_success"] = self._sends_ok
+        if event.status != "not_sent":
+            self._columns.update(
+                evolution_send_at=self._anchor.at(event.mono_ns), evolution_response_code=event.status_code
+            )
+
+    def _plan_ended(self, event: TurnEnded, timeline: Timeline, ops: list[WriteOp]) -> None:
+        if self._pending:  # a turn can end without its stream having been closed by its owner
+            self._pack_stream(timeline, ops)
+        if self._losses != self._reported:
+            self._reported = self._losses
+            loss = {"dropped_chunks": self._losses[0], "lost_rows": self._losses[1]}
+            ops.append(self._row(event, CHUNKS_STAGE, loss, "error", None, "records were not kept"))
+        self._columns.update(
+            status="completed" if event.ending == "completed" else "failed",
+            completed_at=self._anchor.at(event.mono_ns),
+            total_processing_time_ms=timeline.turn_total_ms,
+            error_message=event.error_message,
+            error_stage=event.error_stage,
+        )
+
+    def _pack_stream(self, timeline: Timeline, ops: list[WriteOp]) -> None:
+        if self._has_segments:
+            ops.append(DropPayloads(self._trace_id, CHUNKS_STAGE))
+            self._has_segments = False
+        if timeline.chunks:
+            self._plan_chunks(timeline.chunks, ops, is_segment=False)
+        self._pending = []
+
+    def _plan_chunks(self, chunks: Sequence[ChunkReceived], ops: list[WriteOp], *, is_segment: bool) -> None:
+        ops.append(
+            InsertPayload(
+                trace_id=self._trace_id,
+                stage=CHUNKS_STAGE,
+                payload_type="stream_event",
+                payload=pack_chunks(chunks, self._anchor, is_segment=is_segment),
+                timestamp=self._anchor.at(chunks[-1].mono_ns),
+            )
+        )
+
+    def _agent_columns(self, timeline: Timeline, *, is_success: bool) -> dict[str, Any]:
+        usage = timeline.usage or Usage()
+        end_ns = timeline.agent_end_ns
+        return {
+            "status": "processing",
+            "agent_response_at": None if end_ns is None else self._anchor.at(self._anchor.mono_ns + end_ns),
+            "agent_processing_time_ms": timeline.total_streaming_time_ms,
+            "agent_response_success": is_success,
+            "agent_response_length": timeline.total_content_length,
+            "agent_tools_used": timeline.num_tools,
+            "agent_request_tokens": usage.input_tokens,
+            "agent_response_tokens": usage.output_tokens,
+        }
+
+    def _timeline(self) -> Timeline:
+        so_far = islice(self._events, self._upto)
+        return build_timeline(self._trace_id, self._anchor, so_far, num_dropped_chunks=self._losses[0])
+
+    def _with_columns(self, ops: list[WriteOp]) -> list[WriteOp]:
+        insert = self._insert
+        if insert is not None and (ops or self._columns or not self._is_tried):
+            # Also when an earlier try was refused: the row comes back with all that is known by now.
+            self._is_tried = True
+            insert.columns.update(self._columns)
+            return [insert, *ops]
+        if self._columns:
+            ops.append(UpdateTrace(self._trace_id, self._columns))
+        return ops
+
+    def _row(
+        self,
+        event: TraceEvent,
+        stage: str,
+        payload: dict[str, Any],
+        payload_type: PayloadType,
+        status_code: int | None = None,
+        error_details: str | None = None,
+        *,
+        moments: Timeline | None = None,
+        extra_meta: dict[str, Any] | None = None,
+    ) -> InsertPayload:
+        meta: dict[str, Any] = {"offset_us": self._us(event.mono_ns)}
+        if moments is not None:
+            meta.update(_moments(moments))
+        if extra_meta is not None:
+            meta.update(extra_meta)
+        return InsertPayload(
+            trace_id=self._trace_id,
+            stage=stage,
+            payload_type=payload_type,
+            payload={**payload, "omni": meta},
+            timestamp=self._anchor.at(event.mono_ns),
+            status_code=status_code,
+            error_details=error_details,
+        )
+
+    def _us(self, mono_ns: int | None) -> int | None:
+        return None if mono_ns is None else self._anchor.offset_ns(mono_ns) // 1_000
+
+    def _iso(self, event: TraceEvent) -> str:
+        return self._anchor.at(event.mono_ns).isoformat()
+
+
+def _moments(timeline: Timeline) -> dict[str, Any]:
+    usage = timeline.usage
+    return {
+        "request_us": _whole_us(timeline.request_ns),
+        "first_byte_us": _whole_us(timeline.first_byte_ns),
+        "first_event_us": _whole_us(timeline.first_event_ns),
+        "first_token_us": _whole_us(timeline.first_token_ns),
+        "num_tools": timeline.num_tools,
+        "num_tool_errors": timeline.num_tool_errors,
+        "dropped_chunks": timeline.num_dropped_chunks,
+        "usage": None
+        if usage is None
+        else {
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "total_tokens": usage.total_tokens,
+        },
+    }
+
+
+def _whole_us(duration_ns: int | None) -> int | None:
+    return None if duration_ns is None else duration_ns // 1_000
+
+
+def _legacy_usage(payload: dict[str, Any]) -> dict[str, Any]:
+    """Columns from the answer of an agent whose client speaks the predecessor's words."""
+    columns: dict[str, Any] = {}
+    usage = payload.get("usage")
+    if isinstance(usage, dict):
+        columns["agent_request_tokens"] = usage.get("request_tokens", usage.get("input_tokens"))
+        columns["agent_response_tokens"] = usage.get("response_tokens", usage.get("output_tokens"))
+    tools = payload.get("tool_calls")
+    if isinstance(tools, list):
+        columns["agent_tools_used"] = len(tools)
+    if payload.get("session_id") is not None:
+        columns["agent_session_id"] = payload["session_id"]
+    return columns

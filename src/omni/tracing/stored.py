@@ -1,0 +1,221 @@
+"""From stored rows back to events, so that a trace read tomorrow gives the timeline it gave today. Pure.
+
+Rows of ours carry their place on the turn's monotonic line under the key ``omni`` and are rebuilt exactly. Rows of the predecessor
+do not; what they say is read as it stands, and moments they never recorded stay unknown.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from msgspec import Struct
+
+from omni.clock import Anchor
+from omni.model import Ending, Usage
+from omni.ports import PayloadRow, TraceRow
+from omni.tracing.events import (
+    AgentRequested,
+    AgentResponded,
+    FirstByteSeen,
+    FirstEventSeen,
+    FirstTokenSeen,
+    MessageSettled,
+    ProcessingStarted,
+    RequestWritten,
+    StreamCompleted,
+    StreamFailed,
+    StreamStarted,
+    ToolCalled,
+    TraceEvent,
+    TurnEnded,
+)
+from omni.tracing.packing import unpack_chunks
+from omni.tracing.timeline import Timeline, build_timeline
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ENDINGS: tuple[Ending, ...] = (
+    "completed",
+    "error",
+    "incomplete",
+    "paused",
+    "cancelled",
+    "timeout",
+    "send_failed",
+    "interrupted",
+)
+
+
+class StoredTrace(Struct, frozen=True, kw_only=True):
+    """One trace as read from the database. ``is_legacy`` means that the predecessor wrote it."""
+
+    row: TraceRow
+    payloads: Sequence[PayloadRow]
+    timeline: Timeline
+    is_legacy: bool
+
+    def payload_of(self, stage: str) -> dict[str, Any] | None:
+        """The last payload of a stage, without our own bookkeeping; None when the stage was not reached."""
+        found = [row.payload for row in self.payloads if row.stage == stage and isinstance(row.payload, dict)]
+        return {key: value for key, value in found[-1].items() if key != "omni"} if found else None
+
+
+def read_stored_trace(row: TraceRow, payloads: Sequence[PayloadRow]) -> StoredTrace:
+    """The trace with its timeline. Damaged chunk rows count as dropped chunks when the stream's end says how many there were."""
+    anchor = Anchor(wall_ns=_wall_ns(row.received_at), mono_ns=0)
+    is_legacy = not any(isinstance(item.payload, dict) and "omni" in item.payload for item in payloads)
+    reader = _Reader(anchor)
+    for item in payloads:
+        if isinstance(item.payload, dict):
+            reader.take(item, item.payload)
+    reader.take_row(row)
+    events = sorted(reader.events, key=lambda event: event.mono_ns)
+    timeline = build_timeline(row.trace_id, anchor, events, num_dropped_chunks=reader.num_dropped)
+    return StoredTrace(row=row, payloads=payloads, timeline=timeline, is_legacy=is_legacy)
+
+
+class _Reader:
+    def __init__(self, anchor: Anchor) -> None:
+        self._anchor = anchor
+        self.events: list[TraceEvent] = []
+        self.num_dropped = 0
+        self._ending: Ending | None = None
+
+    def take(self, row: PayloadRow, payload: dict[str, Any]) -> None:
+        if row.stage == "streaming_chunks":
+            self._take_chunks(row, payload)
+            return
+        meta = payload.get("omni")
+        if isinstance(meta, dict) and isinstance(meta.get("offset_us"), int):
+            self._take_moments(meta)
+            self._take_ours(row, payload, meta)
+
+    def take_row(self, row: TraceRow) -> None:
+        if row.processing_started_at is not None:
+            self.events.append(ProcessingStarted(self._since_start(row.processing_started_at)))
+        if row.completed_at is not None:
+            self.events.append(
+                TurnEnded(
+                    mono_ns=self._since_start(row.completed_at),
+                    ending=self._ending_of(row),
+                    error_message=row.error_message,
+                    error_stage=row.error_stage,
+                )
+            )
+
+    def _ending_of(self, row: TraceRow) -> Ending:
+        if row.status == "completed":
+            return "completed"
+        if row.error_stage == "evolution_send":
+            return "send_failed"
+        if row.error_stage == "interrupted":
+            return "interrupted"
+        return self._ending or "error"
+
+    def _take_chunks(self, row: PayloadRow, payload: dict[str, Any]) -> None:
+        if row.payload_type == "error":
+            self.num_dropped = max(self.num_dropped, int(payload.get("dropped_chunks") or 0))
+            return
+        try:
+            self.events.extend(unpack_chunks(payload, self._anchor))
+        except (KeyError, TypeError, ValueError):
+            self.num_dropped += int(payload.get("count") or 0)
+
+    def _take_moments(self, meta: dict[str, Any]) -> None:
+        for key, kind in (
+            ("request_us", RequestWritten),
+            ("first_byte_us", FirstByteSeen),
+            ("first_event_us", FirstEventSeen),
+        ):
+            if isinstance(meta.get(key), int):
+                self.events.append(kind(meta[key] * 1_000))
+
+    def _take_ours(self, row: PayloadRow, payload: dict[str, Any], meta: dict[str, Any]) -> None:
+        at_ns = meta["offset_us"] * 1_000
+        match row.stage:
+            case "agent_request":
+                self.events.append(AgentRequested(mono_ns=at_ns, payload=payload, is_streaming=False))
+            case "streaming_request":
+                self.events.append(AgentRequested(mono_ns=at_ns, payload=payload, is_streaming=True))
+            case "streaming_start":
+                self.events.append(StreamStarted(mono_ns=at_ns, config={}))
+            case "first_token":
+                self.events.append(FirstTokenSeen(mono_ns=at_ns, content=str(payload.get("first_content") or "")))
+            case "streaming_complete":
+                self._take_tools(meta, at_ns)
+                content = str(payload.get("final_content") or "")
+                self.events.append(StreamCompleted(mono_ns=at_ns, final_content=content, usage=_usage(meta)))
+            case "streaming_error":
+                self._take_tools(meta, at_ns)
+                self._take_failure(row, payload, meta, at_ns)
+            case "agent_response" if not payload.get("streaming"):
+                self._take_tools(meta, at_ns)
+                ending = payload.get("ending")
+                self._ending = ending if ending in _ENDINGS else None
+                self.events.append(AgentResponded(mono_ns=at_ns, payload=payload, status_code=row.status_code or 200))
+            case "evolution_send":
+                self._take_message(row, payload, meta, at_ns)
+            case _:
+                pass
+
+    def _take_failure(self, row: PayloadRow, payload: dict[str, Any], meta: dict[str, Any], at_ns: int) -> None:
+        ending = payload.get("ending")
+        self._ending = ending if ending in _ENDINGS else "error"
+        self.events.append(
+            StreamFailed(
+                mono_ns=at_ns,
+                ending=self._ending,
+                error_message=str(payload.get("error_message") or ""),
+                error_type=str(payload.get("error_type") or ""),
+                error_stage=str(payload.get("error_stage") or ""),
+                status_code=row.status_code,
+                usage=_usage(meta),
+            )
+        )
+
+    def _take_tools(self, meta: dict[str, Any], at_ns: int) -> None:
+        errors = int(meta.get("num_tool_errors") or 0)
+        for position in range(int(meta.get("num_tools") or 0)):
+            self.events.append(ToolCalled(mono_ns=at_ns, phase="started", is_error=position < errors))
+        self.num_dropped = max(self.num_dropped, int(meta.get("dropped_chunks") or 0))
+
+    def _take_message(self, row: PayloadRow, payload: dict[str, Any], meta: dict[str, Any], at_ns: int) -> None:
+        self.events.append(
+            MessageSettled(
+                mono_ns=at_ns,
+                index=int(payload.get("index") or 0),
+                recipient=payload.get("recipient"),
+                text=str(payload.get("text") or ""),
+                status=meta.get("status") or "failed",
+                attempts=int(payload.get("attempts") or 1),
+                queued_ns=_ns(meta.get("queued_us")),
+                started_ns=_ns(meta.get("started_us")),
+                accepted_ns=_ns(meta.get("accepted_us")),
+                first_chunk=payload.get("first_chunk"),
+                last_chunk=payload.get("last_chunk"),
+                key_id=payload.get("key_id"),
+                status_code=row.status_code,
+                error_kind=payload.get("error_kind"),
+                error=payload.get("error") or row.error_details,
+                is_notice=bool(payload.get("is_notice")),
+            )
+        )
+
+    def _since_start(self, wall: datetime) -> int:
+        return _wall_ns(wall) - self._anchor.wall_ns
+
+
+def _usage(meta: dict[str, Any]) -> Usage | None:
+    usage = meta.get("usage")
+    return Usage(**usage) if isinstance(usage, dict) else None
+
+
+def _ns(value_us: Any) -> int | None:
+    return value_us * 1_000 if isinstance(value_us, int) else None
+
+
+def _wall_ns(wall: datetime | None) -> int:
+    if wall is None:
+        return 0
+    aware = wall if wall.tzinfo is not None else wall.replace(tzinfo=UTC)
+    since = aware - _EPOCH
+    return ((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds) * 1_000

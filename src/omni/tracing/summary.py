@@ -1,0 +1,78 @@
+"""A Timeline told for people: the summary dictionary, and the one sentence that holds the story. Pure."""
+
+from typing import Any
+
+from omni.clock import exact_ms
+from omni.tracing.timeline import Timeline
+
+
+def streaming_summary(timeline: Timeline) -> dict[str, Any]:
+    """What ``get_streaming_summary`` answers. Milliseconds; None where unknown, never 0.
+
+    ``status`` is ``completed``, ``failed``, ``incomplete`` while the agent writes, or ``no_streaming_data`` before its first text.
+    ``total_streaming_duration_ms`` is ``total_streaming_time_ms`` under the name older callers read.
+    """
+    first_wall = None if timeline.first_token_ns is None else _wall(timeline, timeline.first_token_ns)
+    end_wall = None if timeline.agent_end_ns is None else _wall(timeline, timeline.agent_end_ns)
+    return {
+        "trace_id": timeline.trace_id,
+        "status": _status(timeline),
+        "ending": timeline.ending,
+        "first_token_time": first_wall,
+        "final_token_time": end_wall,
+        "first_token_latency_ms": timeline.first_token_latency_ms,
+        "first_to_final_ms": timeline.first_to_final_ms,
+        "total_streaming_time_ms": timeline.total_streaming_time_ms,
+        "total_streaming_duration_ms": timeline.total_streaming_time_ms,
+        "total_chunks": timeline.total_chunks,
+        "dropped_chunks": timeline.num_dropped_chunks,
+        "total_content_length": timeline.total_content_length,
+        "events_captured": len(timeline.chunks),
+        "messages_sent": len(timeline.messages),
+        "messages_accepted": timeline.num_accepted,
+        "messages_failed": timeline.num_failed,
+        "time_to_first_message_ms": exact_ms(timeline.first_message_ns),
+        "turn_total_ms": timeline.turn_total_ms,
+        "tools_used": timeline.num_tools,
+    }
+
+
+def headline(timeline: Timeline) -> str:
+    """The turn in one sentence, for the terminal, the page and the log."""
+    num_chunks, num_chars = timeline.total_chunks, timeline.total_content_length
+    messages = f"{timeline.num_accepted} {_plural(timeline.num_accepted, 'message')} accepted"
+    if timeline.num_failed:
+        messages += f", {timeline.num_failed} failed"
+    total = timeline.total_streaming_time_ms
+    if not timeline.is_streaming:
+        took = "not answered yet" if total is None else f"answered whole in {total} ms"
+        text = f"{took}: {num_chars} {_plural(num_chars, 'character')}, {messages}"
+    else:
+        took = "streaming" if total is None else f"streamed in {total} ms"
+        first = timeline.first_token_latency_ms
+        token = "no text came" if first is None else f"first token after {first} ms"
+        text = (
+            f"{took}: {num_chars} {_plural(num_chars, 'character')} in {num_chunks} {_plural(num_chunks, 'chunk')}, "
+            f"{token}, {messages}"
+        )
+    if timeline.ending not in (None, "completed"):
+        text = f"{timeline.ending} at {timeline.error_stage or 'unknown stage'}; {text}"
+    return text
+
+
+def _status(timeline: Timeline) -> str:
+    if timeline.ending == "completed":
+        return "completed"
+    if timeline.ending is not None:
+        return "failed"
+    if timeline.first_token_ns is None:
+        return "no_streaming_data"
+    return "incomplete"
+
+
+def _wall(timeline: Timeline, offset_ns: int) -> str:
+    return timeline.anchor.at(timeline.anchor.mono_ns + offset_ns).isoformat()
+
+
+def _plural(number: int, word: str) -> str:
+    return word if number == 1 else f"{word}s"
