@@ -171,31 +171,55 @@ class TraceSummary(Struct, frozen=True, kw_only=True):
 class TraceReader(Protocol):
     """Reads traces back. Methods block: call them from a worker thread. All raise StoreError when the database does."""
 
-    def get_trace(self, trace_id: str) -> TraceRow | None: ...
-    def list_traces(self, wanted: TraceFilter) -> list[TraceRow]: ...
+    def get_trace(self, trace_id: str) -> TraceRow | None:
+        """The row of a trace, None when there is none."""
+        ...
+
+    def list_traces(self, wanted: TraceFilter) -> list[TraceRow]:
+        """The traces that match, newest first."""
+        ...
+
     def get_payloads(self, trace_id: str) -> list[PayloadRow]:
         """All payload rows of a trace in the order they were written, payloads decoded."""
         ...
 
     def summarize(
         self, *, received_from: datetime | None, received_to: datetime | None, instance_name: str | None
-    ) -> TraceSummary: ...
+    ) -> TraceSummary:
+        """Counts over the traces received in the window; None leaves an end open."""
+        ...
+
     def recent_message_ids(self, *, received_from: datetime, limit: int) -> list[tuple[str, str]]:
         """(instance_name, whatsapp_message_id) of the newest traces: what the inbox must recognise after a restart."""
         ...
 
-    def count_older_than(self, cutoff: datetime) -> int: ...
+    def count_older_than(self, cutoff: datetime) -> int:
+        """How many traces were received before ``cutoff``."""
+        ...
+
     def delete_older_than(self, cutoff: datetime) -> int:
         """Delete traces received before ``cutoff`` with all their payloads; the number of traces deleted."""
         ...
 
 
 class InstanceStore(Protocol):
-    """Configured instances. Methods block: call them from a worker thread. Rows are plain column mappings."""
+    """Configured instances. Methods block: call them from a worker thread. Rows are plain column mappings.
 
-    def list_rows(self, *, limit: int = 100, offset: int = 0) -> list[dict[str, Any]]: ...
-    def get_row(self, name: str) -> dict[str, Any] | None: ...
-    def get(self, name: str) -> InstanceConfig | None: ...
+    One instance at most is the default: creating or changing one with ``is_default`` true takes that from the others.
+    """
+
+    def list_rows(self, *, limit: int = 100, offset: int = 0) -> list[dict[str, Any]]:
+        """The rows in the order they were made."""
+        ...
+
+    def get_row(self, name: str) -> dict[str, Any] | None:
+        """One row with all its columns, None when there is none."""
+        ...
+
+    def get(self, name: str) -> InstanceConfig | None:
+        """One instance as the gateway works with it, None when there is none."""
+        ...
+
     def create(self, values: dict[str, Any]) -> dict[str, Any]:
         """Insert one instance and return its row. Raises StoreError with status_code 409 when the name is taken."""
         ...
@@ -208,4 +232,6 @@ class InstanceStore(Protocol):
         """Remove one instance and its users; its traces stay. Raises RecordNotFound."""
         ...
 
-    def count(self) -> int: ...
+    def count(self) -> int:
+        """How many instances there are."""
+        ...

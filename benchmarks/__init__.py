@@ -1,0 +1,1 @@
+"""Benchmarks: each module has ``measure()``, which returns rows of (name, value, unit, budget)."""

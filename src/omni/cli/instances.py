@@ -1,0 +1,99 @@
+"""``omni instances``: which WhatsApp instances are configured, and adding one without writing JSON."""
+
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from omni.cli.opening import open_database
+from omni.model import InstanceConfig
+from omni.store.instances import SqlInstanceStore
+from omni.tracing.redact import mask_secret
+
+instances_app = typer.Typer(
+    help="Configure WhatsApp instances and the agents that answer for them.", no_args_is_help=True
+)
+
+
+@instances_app.command("list")
+def list_instances(
+    *, as_json: Annotated[bool, typer.Option("--json", help="One JSON array, keys masked.")] = False
+) -> None:
+    """List the configured instances."""
+    with open_database() as database:
+        store = SqlInstanceStore(database)
+        instances = [store.get(str(row["name"])) for row in store.list_rows(limit=1000)]
+    known = [instance for instance in instances if instance is not None]
+    if as_json:
+        typer.echo(msgspec.json.encode([_masked(instance) for instance in known]).decode())
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("name", "agent", "mode", "Hive or agent API", "Evolution API", "active"):
+        table.add_column(name)
+    for instance in known:
+        table.add_row(
+            instance.name,
+            f"{instance.agent_type} {instance.agent_id or '?'} ({instance.agent_instance_type})",
+            "streaming" if instance.streaming_enabled else "whole",
+            instance.agent_api_url or "?",
+            instance.evolution_url or "?",
+            "yes" if instance.is_active else "no",
+        )
+    Console().print(table)
+
+
+@instances_app.command("add")
+def add_instance(
+    name: Annotated[
+        str, typer.Argument(help="The instance's name, also at Evolution unless --whatsapp-instance differs.")
+    ],
+    agent_url: Annotated[str, typer.Option(help="Where Hive listens, e.g. http://127.0.0.1:8886")],
+    agent_key: Annotated[str, typer.Option(help="Hive's API key.", envvar="OMNI_AGENT_KEY")],
+    evolution_url: Annotated[str, typer.Option(help="Where Evolution API listens, e.g. http://127.0.0.1:8080")],
+    evolution_key: Annotated[
+        str, typer.Option(help="Evolution's key or the instance's token.", envvar="OMNI_EVOLUTION_KEY")
+    ],
+    agent: Annotated[str, typer.Option(help="Id of the agent or team.")],
+    *,
+    whatsapp_instance: Annotated[str | None, typer.Option(help="The instance's name at Evolution.")] = None,
+    team: Annotated[bool, typer.Option("--team", help="--agent names a team.")] = False,
+    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Deliver while the agent writes.")] = True,
+    timeout: Annotated[
+        int, typer.Option(min=1, max=3600, help="Seconds of silence before the agent is given up.")
+    ] = 60,
+) -> None:
+    """Add a WhatsApp instance answered by a Hive agent or team."""
+    with open_database() as database:
+        SqlInstanceStore(database).create({
+            "name": name,
+            "channel_type": "whatsapp",
+            "whatsapp_instance": whatsapp_instance or name,
+            "evolution_url": evolution_url,
+            "evolution_key": evolution_key,
+            "agent_instance_type": "hive",
+            "agent_api_url": agent_url,
+            "agent_api_key": agent_key,
+            "agent_id": agent,
+            "agent_type": "team" if team else "agent",
+            "agent_stream_mode": stream,
+            "agent_timeout": timeout,
+        })  # fmt: skip
+    Console().print(f"added {name}; set Evolution's webhook to http://<this host>:8882/webhook/evolution/{name}")
+
+
+@instances_app.command("remove")
+def remove_instance(name: Annotated[str, typer.Argument(help="The instance's name.")]) -> None:
+    """Remove an instance; its traces stay."""
+    with open_database() as database:
+        SqlInstanceStore(database).delete(name)
+    Console().print(f"removed {name}")
+
+
+def _masked(instance: InstanceConfig) -> dict[str, Any]:
+    values: dict[str, Any] = msgspec.structs.asdict(instance)
+    for key in ("evolution_key", "agent_api_key", "webhook_secret"):
+        if values[key]:
+            values[key] = mask_secret(values[key])
+    return values

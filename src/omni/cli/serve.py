@@ -1,0 +1,134 @@
+"""``omni serve`` and ``omni sandbox``: run the server, run the simulators alone."""
+
+import asyncio
+import logging
+import logging.config
+import socket
+from typing import Annotated, Any
+
+import typer
+import uvicorn
+from rich.console import Console
+
+from omni.app import SANDBOX_PATH, create_app
+from omni.errors import SettingsError
+from omni.sandbox.server import Sandbox
+from omni.settings import Settings, load_settings
+from omni.web.api_key import api_key_path
+
+# How many connections may wait to be accepted while the loop is busy.
+_BACKLOG = 2048
+_LOOPBACK = "127.0.0.1"
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; the setting API_HOST when not given.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on, 0 for a free one; else API_PORT.")] = None,
+    *,
+    sandbox: Annotated[
+        bool | None,
+        typer.Option(
+            "--sandbox/--no-sandbox", help="Mount the simulated phone and agent; else only without instances."
+        ),
+    ] = None,
+) -> None:
+    """Run Omni: the webhook, the REST API, and the sandbox when no instance is configured."""
+    settings = load_settings()
+    _log_to_stderr(settings)
+    listener = _listen(host or settings.api_host, settings.api_port if port is None else port)
+    bound_host, bound_port = listener.getsockname()[:2]
+    own_host = _LOOPBACK if bound_host in ("0.0.0.0", "::") else bound_host  # noqa: S104 - a comparison
+    base_url = f"http://{own_host}:{bound_port}"
+    # The sandbox page carries the API key; it is offered by itself to this machine only.
+    offers_sandbox = sandbox if sandbox is not None or bound_host == own_host else False
+    app = create_app(settings, base_url=base_url, with_sandbox=offers_sandbox)
+    _greet(settings, base_url, has_sandbox=app.state.sandbox is not None)
+    _run(app, listener, settings)
+
+
+def sandbox(
+    port: Annotated[int, typer.Option(help="Port to listen on, 0 for a free one.")] = 8883,
+    omni_url: Annotated[str, typer.Option(help="Where the Omni to be tried listens.")] = "http://127.0.0.1:8882",
+    instance: Annotated[str, typer.Option(help="The instance at that Omni that points here.")] = "sandbox",
+    api_key: Annotated[str, typer.Option(help="API key of that Omni.", envvar="AUTOMAGIK_OMNI_API_KEY")] = "",
+) -> None:
+    """Run the simulated Evolution API, phone and Hive agent alone, for an Omni elsewhere on this machine."""
+    settings = load_settings()
+    _log_to_stderr(settings)
+    listener = _listen(_LOOPBACK, port)
+    base_url = f"http://{_LOOPBACK}:{listener.getsockname()[1]}"
+    simulated = Sandbox(
+        webhook_url=f"{omni_url}/webhook/evolution/{instance}",
+        instance_name=instance,
+        api_base=omni_url,
+        api_key=api_key,
+    )
+    console = Console()
+    console.print(f"phone      {base_url}/phone")
+    console.print(f"evolution  {base_url}/evolution")
+    console.print(f"hive       {base_url}/hive")
+    asyncio.run(_serve_sandbox(simulated, listener, settings))
+
+
+async def _serve_sandbox(simulated: Sandbox, listener: socket.socket, settings: Settings) -> None:
+    await simulated.start()
+    try:
+        await uvicorn.Server(_config(simulated.asgi, settings)).serve(sockets=[listener])
+    finally:
+        await simulated.stop()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as exc:
+        listener.close()
+        raise SettingsError(
+            f"cannot listen on {host}:{port} ({exc.strerror}); set AUTOMAGIK_OMNI_API_HOST and AUTOMAGIK_OMNI_API_PORT"
+        ) from exc
+    return listener
+
+
+def _config(app: Any, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        backlog=_BACKLOG,
+        timeout_graceful_shutdown=max(settings.stop_deadline_ms // 1000, 1),
+        server_header=False,
+    )
+
+
+def _run(app: Any, listener: socket.socket, settings: Settings) -> None:
+    try:
+        uvicorn.Server(_config(app, settings)).run(sockets=[listener])
+    except KeyboardInterrupt:
+        pass  # uvicorn has stopped in order and raises the signal again afterwards
+    finally:
+        listener.close()
+
+
+def _greet(settings: Settings, base_url: str, *, has_sandbox: bool) -> None:
+    console = Console()
+    console.print(f"[bold]Omni[/] listens on {base_url}")
+    if has_sandbox:
+        console.print(f"  write to the sandbox phone:  [bold]{base_url}{SANDBOX_PATH}/phone/[/]")
+    console.print(f"  webhook for Evolution:       {base_url}/webhook/evolution/<instance>")
+    console.print(f"  REST API and its manual:     {base_url}/docs")
+    where = "AUTOMAGIK_OMNI_API_KEY" if settings.api_key else str(api_key_path(settings))
+    console.print(f"  API key:                     {where}")
+
+
+def _log_to_stderr(settings: Settings) -> None:
+    logging.config.dictConfig({
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"fields": {"()": "omni.cli.log_format.FieldFormatter"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "fields"}},
+        "root": {"level": "WARNING", "handlers": ["stderr"]},
+        "loggers": {"omni": {"level": settings.log_level}, "uvicorn.error": {"level": "WARNING"}},
+    })  # fmt: skip

@@ -1,0 +1,373 @@
+"""The story of one answer: ask the agent, read what it says, deliver it while it is written, and put all of it on record.
+
+Reading the stream never waits for sending: text goes to the delivery's splitter and lane without an await, and the lane has its own
+task. The trace is closed only when the agent is done and every message has its outcome. Whatever goes wrong ends here as a
+known ending, with the text received so far delivered and kept, one polite notice for the user, and stage and cause for the operator.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any, cast
+
+from msgspec import Struct, structs
+
+from omni.channels.whatsapp.delivery import AnswerDelivery, Delivery
+from omni.channels.whatsapp.presence import TypingIndicator, TypingSign
+from omni.clock import Clock
+from omni.errors import AgentError, AgentTimeout, SettingsError
+from omni.gateway.notices import Language, notice_for
+from omni.gateway.turn import Turn
+from omni.model import (
+    AgentEvent,
+    AgentRequest,
+    Ending,
+    FirstByte,
+    InstanceConfig,
+    MessageOutcome,
+    RequestWritten,
+    RunActivity,
+    RunEnded,
+    RunStarted,
+    TextDelta,
+    ToolCall,
+    Usage,
+)
+from omni.ports import AgentBackend
+from omni.tracing.streaming_trace_context import StreamingTraceContext, TraceContext
+from omni.tracing.summary import headline, streaming_summary
+
+log = logging.getLogger(__name__)
+
+# Characters of the question kept in the stage streaming_start, as the predecessor kept them; agent_request has it whole.
+_PREVIEW_CHARS = 100
+
+
+class Question(Struct, frozen=True, kw_only=True):
+    """One turn to be answered: who asked what, through which instance, and where the answer goes."""
+
+    instance: InstanceConfig
+    request: AgentRequest
+    recipient: str
+    chat_key: str
+
+
+class _AgentEnd(Struct, frozen=True, kw_only=True):
+    ending: Ending
+    has_text: bool = False
+    error_message: str | None = None
+    error_stage: str | None = None
+
+
+class AnswerStreamer:
+    """Answers questions. One object serves all turns of a process; each turn has its own state."""
+
+    def __init__(self, *, delivery: Delivery, typing: TypingIndicator, clock: Clock, language: Language) -> None:
+        self._delivery = delivery
+        self._typing = typing
+        self._clock = clock
+        self._language: Language = language
+        self._running: dict[str, tuple[Question, TraceContext]] = {}
+        self._num_by_ending: dict[str, int] = {}
+
+    async def answer(self, question: Question, agent: AgentBackend, trace: TraceContext) -> bool:
+        """Answer one question and close its trace; True when the whole answer was accepted by the channel.
+
+        Never raises for what the agent or the channel did. Cancelling it stops the agent and is recorded in the trace.
+        """
+        trace.await_delivery()
+        trace.log_processing_start()
+        trace.update_session_info(session_name=question.request.session_id)
+        is_streaming = question.request.stream
+        if is_streaming:
+            StreamingTraceContext.upgrade(trace)
+        self._running[trace.trace_id] = (question, trace)
+        try:
+            async with self._typing.shown(question.instance, question.recipient) as sign:
+                end, outcomes = await self._ask_and_deliver(question, agent, trace, sign)
+        except asyncio.CancelledError:
+            cut_off = _AgentEnd(ending="cancelled", error_message="the turn was cut off", error_stage="cancelled")
+            self._close(trace, cut_off)
+            raise
+        finally:
+            self._running.pop(trace.trace_id, None)
+        return self._close(trace, _with_delivery(end, outcomes))
+
+    async def _ask_and_deliver(
+        self, question: Question, agent: AgentBackend, trace: TraceContext, sign: TypingSign
+    ) -> tuple[_AgentEnd, tuple[MessageOutcome, ...]]:
+        answer = self._delivery.open_answer(
+            question.instance,
+            question.recipient,
+            chat_key=question.chat_key,
+            on_outcome=_outcome_logger(trace, has_chunks=question.request.stream, sign=sign),
+        )
+        try:
+            end = await self._ask(question, agent, trace, answer)
+            notice = notice_for(end.ending, has_text=end.has_text, language=self._language)
+            if notice is not None:
+                answer.notice(notice)
+            answer.finish()
+            return end, await answer.wait_done()
+        except asyncio.CancelledError:
+            answer.abandon()
+            answer.finish()
+            raise
+
+    async def refuse(self, turn: Turn, error: SettingsError) -> bool:
+        """Close a turn that cannot be asked because its instance is not set up for it; the user gets one notice."""
+        trace = turn.trace
+        trace.await_delivery()
+        answer = self._delivery.open_answer(
+            turn.instance,
+            turn.message.reply_to,
+            chat_key=turn.message.chat_key,
+            on_outcome=_outcome_logger(trace, has_chunks=False, sign=None),
+        )
+        notice = notice_for("error", has_text=False, language=self._language)
+        assert notice is not None
+        answer.notice(notice)
+        answer.finish()
+        await answer.wait_done()
+        return self._close(trace, _AgentEnd(ending="error", error_message=str(error), error_stage=error.stage))
+
+    def get_streaming_analytics(self) -> dict[str, Any]:
+        """What is running now, with its figures so far, and how many turns ended how since the process started."""
+        streams = [
+            {
+                "trace_id": trace_id,
+                "instance_name": question.instance.name,
+                "agent_id": question.request.agent_id,
+                **streaming_summary(trace.timeline),
+            }
+            for trace_id, (question, trace) in list(self._running.items())
+        ]
+        return {"active_streams": len(streams), "streams": streams, "ended": dict(self._num_by_ending)}
+
+    async def _ask(
+        self, question: Question, agent: AgentBackend, trace: TraceContext, answer: AnswerDelivery
+    ) -> _AgentEnd:
+        request = question.request
+        trace.log_agent_request(_request_payload(question))
+        if isinstance(trace, StreamingTraceContext) and request.stream:
+            trace.log_streaming_start({
+                f"{request.agent_kind}_id": request.agent_id,
+                "recipient": question.recipient,
+                "message_preview": request.message[:_PREVIEW_CHARS],
+            })  # fmt: skip
+        reader = _StreamReader(trace, answer) if request.stream else _ReplyReader(trace, answer)
+        try:
+            # The client is an async generator; closing it closes the agent's connection.
+            events = cast("AsyncGenerator[AgentEvent]", agent.run(request))
+            async with aclosing(events):
+                async for event in events:
+                    reader.take(event)
+        except AgentError as exc:
+            return reader.fail(exc, ending=_ending_of(exc), at_ns=self._clock.mono_ns())
+        except asyncio.CancelledError:
+            reader.fail("the turn was cut off", ending="cancelled", at_ns=self._clock.mono_ns())
+            raise
+        return reader.end or reader.fail(
+            "the agent's stream ended without a word about its end", ending="incomplete", at_ns=self._clock.mono_ns()
+        )
+
+    def _close(self, trace: TraceContext, end: _AgentEnd) -> bool:
+        trace.end_turn(end.ending, error_message=end.error_message, error_stage=end.error_stage)
+        self._num_by_ending[end.ending] = self._num_by_ending.get(end.ending, 0) + 1
+        timeline = trace.timeline
+        log.info(
+            "turn_ended",
+            extra={
+                "trace_id": trace.trace_id,
+                "ending": end.ending,
+                "error_stage": end.error_stage,
+                "headline": headline(timeline),
+                "turn_total_ms": timeline.turn_total_ms,
+            },
+        )
+        return end.ending == "completed"
+
+
+class _StreamReader:
+    """Puts the events of a streamed run on the trace and its text into the delivery."""
+
+    def __init__(self, trace: TraceContext, answer: AnswerDelivery) -> None:
+        self._trace = StreamingTraceContext.upgrade(trace)
+        self._answer = answer
+        self._texts: list[str] = []
+        self._has_event = False
+        self._has_token = False
+        self.end: _AgentEnd | None = None
+
+    def take(self, event: AgentEvent) -> None:
+        trace = self._trace
+        match event:
+            case TextDelta():
+                self._note_event(event.mono_ns)
+                if not self._has_token and event.text.strip():
+                    self._has_token = True
+                    trace.log_first_token(
+                        event.text,
+                        {"event_type": event.event_type, "chunk_size": len(event.text)},
+                        at_ns=event.mono_ns,
+                    )
+                index = len(self._texts)
+                trace.log_streaming_chunk(event.text, index, event_type=event.event_type, at_ns=event.mono_ns)
+                self._texts.append(event.text)
+                self._answer.feed(event.text, index)
+            case RequestWritten():
+                trace.mark_request_written(event.mono_ns)
+            case FirstByte():
+                trace.mark_first_byte(event.mono_ns)
+            case RunStarted():
+                self._note_event(event.mono_ns)
+                trace.update_session_info(agent_session_id=event.session_id)
+            case ToolCall():
+                self._note_event(event.mono_ns)
+                trace.log_tool_call(event.name, phase=event.phase, is_error=event.is_error, at_ns=event.mono_ns)
+            case RunActivity():
+                self._note_event(event.mono_ns)
+            case RunEnded():
+                self._note_event(event.mono_ns)
+                self._take_end(event)
+
+    def fail(self, error: AgentError | str, *, ending: Ending, at_ns: int, usage: Usage | None = None) -> _AgentEnd:
+        stage = error.stage if isinstance(error, AgentError) else "streaming"
+        self._trace.log_streaming_error(error, stage, ending=ending, usage=usage, at_ns=at_ns)
+        self.end = _AgentEnd(
+            ending=ending, has_text=_has_text(self._texts), error_message=str(error), error_stage=stage
+        )
+        return self.end
+
+    def _note_event(self, at_ns: int) -> None:
+        if not self._has_event:
+            self._has_event = True
+            self._trace.mark_first_event(at_ns)
+
+    def _take_end(self, event: RunEnded) -> None:
+        self._trace.update_session_info(agent_session_id=event.session_id)
+        if event.ending == "completed":
+            text = "".join(self._texts)
+            data = {"event_type": event.event_type, "streaming_chunks": len(self._texts)}
+            if event.content is not None:
+                data["terminal_content_equals_chunks"] = event.content == text
+            self._trace.log_streaming_complete(text, data, usage=event.usage, at_ns=event.mono_ns)
+            self.end = _AgentEnd(ending="completed", has_text=_has_text(self._texts))
+        else:
+            self.fail(_cause_of(event), ending=event.ending, at_ns=event.mono_ns, usage=event.usage)
+
+
+class _ReplyReader:
+    """The same for an agent that was asked for its whole answer at once: no chunks, one response."""
+
+    def __init__(self, trace: TraceContext, answer: AnswerDelivery) -> None:
+        self._trace = trace
+        self._answer = answer
+        self._texts: list[str] = []
+        self._num_tools = 0
+        self.end: _AgentEnd | None = None
+
+    def take(self, event: AgentEvent) -> None:
+        match event:
+            case RequestWritten():
+                self._trace.mark_request_written(event.mono_ns)
+            case FirstByte():
+                self._trace.mark_first_byte(event.mono_ns)
+            case RunStarted():
+                self._trace.update_session_info(agent_session_id=event.session_id)
+            case TextDelta():
+                self._answer.feed(event.text, len(self._texts))
+                self._texts.append(event.text)
+            case ToolCall():
+                self._trace.log_tool_call(event.name, phase=event.phase, is_error=event.is_error, at_ns=event.mono_ns)
+            case RunEnded():
+                self._take_end(event)
+            case _:
+                pass
+
+    def fail(self, error: AgentError | str, *, ending: Ending, at_ns: int, usage: Usage | None = None) -> _AgentEnd:
+        stage = error.stage if isinstance(error, AgentError) else "agent_response"
+        status = error.status_code if isinstance(error, AgentError) else None
+        detail = error.detail if isinstance(error, AgentError) else None
+        payload = {"success": False, "ending": ending, "error": str(error), "detail": detail}
+        self._respond(payload, usage=usage, status_code=status or 0, at_ns=at_ns)
+        self.end = _AgentEnd(
+            ending=ending, has_text=_has_text(self._texts), error_message=str(error), error_stage=stage
+        )
+        return self.end
+
+    def _take_end(self, event: RunEnded) -> None:
+        self._trace.update_session_info(agent_session_id=event.session_id)
+        if event.ending == "completed":
+            self._respond({"success": True}, usage=event.usage, status_code=200, at_ns=event.mono_ns)
+            self.end = _AgentEnd(ending="completed", has_text=_has_text(self._texts))
+        else:
+            self.fail(_cause_of(event), ending=event.ending, at_ns=event.mono_ns, usage=event.usage)
+
+    def _respond(self, payload: dict[str, Any], *, usage: Usage | None, status_code: int, at_ns: int) -> None:
+        told: dict[str, Any] = {"message": "".join(self._texts), "streaming": False, **payload}
+        if usage is not None:
+            told["usage"] = structs.asdict(usage)
+        self._trace.log_agent_response(told, status_code=status_code, at_ns=at_ns)
+
+
+def _outcome_logger(
+    trace: TraceContext, *, has_chunks: bool, sign: TypingSign | None
+) -> Callable[[MessageOutcome], None]:
+    def log_outcome(outcome: MessageOutcome) -> None:
+        if sign is not None and outcome.status == "accepted":
+            sign.note_message()
+        message = outcome.message
+        is_notice = message.first_chunk is None
+        if not has_chunks:
+            outcome = structs.replace(outcome, message=structs.replace(message, first_chunk=None, last_chunk=None))
+        trace.log_message(outcome, is_notice=is_notice)
+
+    return log_outcome
+
+
+def _with_delivery(end: _AgentEnd, outcomes: tuple[MessageOutcome, ...]) -> _AgentEnd:
+    """A complete answer that did not go out whole is a failed one; an agent's own failure keeps its name."""
+    failed = next((outcome for outcome in outcomes if outcome.status in ("failed", "not_sent")), None)
+    if failed is None or end.ending != "completed":
+        return end
+    return _AgentEnd(
+        ending="send_failed",
+        error_message=failed.error or failed.error_kind or "a message was not sent",
+        error_stage="evolution_send",
+    )
+
+
+def _request_payload(question: Question) -> dict[str, Any]:
+    request = question.request
+    return {
+        "message": request.message,
+        "user_id": request.user_id,
+        "session_id": request.session_id,
+        f"{request.agent_kind}_id": request.agent_id,
+        "streaming": request.stream,
+        "recipient": question.recipient,
+    }
+
+
+def _has_text(texts: list[str]) -> bool:
+    return any(text.strip() for text in texts)
+
+
+def _ending_of(error: AgentError) -> Ending:
+    return "timeout" if isinstance(error, AgentTimeout) else "error"
+
+
+def _cause_of(event: RunEnded) -> str:
+    if event.error_message:
+        return event.error_message
+    match event.ending:
+        case "incomplete":
+            return "the stream ended without a terminal event"
+        case "paused":
+            return "the run waits for input"
+        case "cancelled":
+            return "the run was cancelled at the agent"
+        case _:
+            return "the agent reported an error"
