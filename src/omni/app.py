@@ -9,12 +9,14 @@ import atexit
 import logging
 import threading
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 from fastapi import FastAPI
 
+from omni import __version__
 from omni.agents.automagik import AutomagikClient
 from omni.agents.hive import HiveClient
 from omni.channels.whatsapp.delivery import Delivery
@@ -65,6 +67,7 @@ class Runtime:
             self.recorder = Recorder(SqlTraceSink(self.database), clock=self.clock, settings=settings)
             self.recorder.start()
         self.tracer = Tracer(clock=self.clock, recorder=self.recorder, reader=self.reader)
+        self._flusher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="omni-flush")
         self.connections = Connections(settings)
         self.channel = EvolutionChannel(self.connections.session, settings=settings)
         self.delivery = Delivery(self.channel, clock=self.clock, settings=settings)
@@ -91,6 +94,7 @@ class Runtime:
         """Store what is still in memory and close the database. Blocks; safe to call twice."""
         if self.recorder is not None and not self.recorder.stop(deadline_s=self.settings.stop_deadline_ms / 1000):
             log.error("recorder_not_drained", extra={"num_pending": self.recorder.num_pending})
+        self._flusher.shutdown(wait=False, cancel_futures=True)
         self.database.close()
 
     @asynccontextmanager
@@ -117,7 +121,8 @@ class Runtime:
 
     async def flush_traces(self) -> None:
         """Wait until what was logged so far can be read back."""
-        await asyncio.to_thread(self.tracer.flush)
+        # A thread of its own: a writer that hangs must not fill the pool in which host names are looked up.
+        await asyncio.get_running_loop().run_in_executor(self._flusher, self.tracer.flush)
 
     def record_outbound(self, *, instance_name: str, recipient: str, outcomes: Sequence[MessageOutcome]) -> str | None:
         """Put messages that were sent by request on record."""
@@ -164,6 +169,7 @@ def create_app(settings: Settings, *, base_url: str, with_sandbox: bool | None =
             health=runtime.health,
             record_outbound=runtime.record_outbound,
             on_instances_changed=lambda _: None,
+            version=__version__,
             sandbox_path=None if sandbox is None else f"{SANDBOX_PATH}/phone",
         ),
         lifespan=lifespan,

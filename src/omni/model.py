@@ -7,12 +7,10 @@ slotted as a dataclass would be, at a tenth of the cost to make, which counts wh
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 AgentKind = Literal["agent", "team"]
-Ending = Literal[
-    "completed", "error", "incomplete", "paused", "cancelled", "timeout", "send_failed", "interrupted"
-]
+Ending = Literal["completed", "error", "incomplete", "paused", "cancelled", "timeout", "send_failed", "interrupted"]
 MessageStatus = Literal["pending", "accepted", "delivered", "read", "failed", "not_sent"]
 SendErrorKind = Literal["not_on_whatsapp", "rejected", "unauthorized", "unknown_instance", "transient", "ambiguous"]
 
@@ -41,6 +39,7 @@ class InstanceConfig(Struct, frozen=True, kw_only=True):
     agent_timeout: float = DEFAULT_AGENT_TIMEOUT_S
     agent_stream_mode: bool = False
     default_agent: str | None = None
+    enable_auto_split: bool = True
     is_default: bool = False
     is_active: bool = True
     webhook_secret: str | None = None
@@ -62,6 +61,10 @@ class InstanceConfig(Struct, frozen=True, kw_only=True):
     def evolution_instance(self) -> str:
         """The instance's name at Evolution, which may differ from its name here."""
         return self.whatsapp_instance or self.name
+
+    def targeting(self, agent_type: AgentKind, agent_id: str) -> "InstanceConfig":
+        """The same instance asking another agent or team of its Hive."""
+        return structs.replace(self, agent_instance_type="hive", agent_type=agent_type, agent_id=agent_id)
 
     @classmethod
     def from_any(cls, source: object) -> Self:
@@ -100,7 +103,7 @@ def _legacy_values(source: object) -> dict[str, Any]:
             values["agent_instance_type"] = "hive"
         if values["agent_stream_mode"] is None and getattr(source, "streaming_enabled", False) is True:
             values["agent_stream_mode"] = True
-    for flag in ("agent_stream_mode", "is_default", "is_active"):
+    for flag in ("agent_stream_mode", "enable_auto_split", "is_default", "is_active"):
         if values[flag] is not None:
             values[flag] = bool(values[flag])
     if values["hive_enabled"] and values["hive_api_url"]:

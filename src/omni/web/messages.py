@@ -1,0 +1,168 @@
+"""The REST route that sends a text to someone who did not ask.
+
+The text goes out as one message, or as several in order when it is split or too long for one; the first one that is refused
+ends it, so that nobody gets the end of a text without its middle. What became of it is answered and recorded as a trace.
+A refused message is an answer (``success`` false), not an error of this API: older callers read it that way.
+"""
+
+import asyncio
+import re
+from typing import Annotated, Any
+
+from fastapi import Path, Request
+from msgspec.structs import replace
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from omni.channels.whatsapp.splitter import ParagraphSplitter
+from omni.errors import RecordNotFound
+from omni.model import InstanceConfig, MessageOutcome, OutboundMessage
+from omni.web.auth import keyed_router
+from omni.web.context import context_of
+from omni.web.errors import documented, input_refused
+from omni.web.parts import WebParts
+
+router = keyed_router("/instance", tag="messages")
+
+MAX_TEXT_CHARS = 65_536
+"""Longest text accepted: 16 full WhatsApp messages, more than anyone should be sent at once."""
+
+_JID = re.compile(r"[\w.:-]{1,64}@(s\.whatsapp\.net|lid|g\.us)")
+# What people write between the digits of a phone number.
+_PUNCTUATION = re.compile(r"[\s().-]")
+# E.164 allows 15 digits; the shortest national numbers with a country code have 7.
+_PHONE = re.compile(r"\+?([0-9]{7,15})")
+
+
+class SendText(BaseModel):
+    """A text and whom to send it to."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    phone_number: str | None = Field(
+        None, description="The recipient: a number with country code, or a WhatsApp address with its `@`."
+    )
+    user_id: str | None = Field(None, description="Not supported: name the recipient by `phone_number`.")
+    text: str = Field(description="The text; not blank.", max_length=MAX_TEXT_CHARS)
+    split_message: bool | None = Field(
+        None, description="Whether to split the text at blank lines; null takes the instance's `enable_auto_split`."
+    )
+    quoted_message_id: str | None = Field(None, description="Accepted, without effect.")
+    auto_parse_mentions: bool | None = Field(None, description="Accepted, without effect.")
+    mentioned: list[str] | None = Field(None, description="Accepted, without effect.")
+    mentions_everyone: bool | None = Field(None, description="Accepted, without effect.")
+
+    @field_validator("text")
+    @classmethod
+    def _not_blank(cls, text: str) -> str:
+        if not text.strip():
+            raise ValueError("must not be blank")
+        return text
+
+
+class SendReply(BaseModel):
+    """What became of the text."""
+
+    success: bool = Field(description="Whether Evolution accepted all of it, which is not yet delivery.")
+    message_id: str | None = Field(description="WhatsApp's id of the (first) message; null when none was accepted.")
+    status: str = Field(description="`sent` or `failed`.")
+    evolution_response: dict[str, Any] | None = Field(
+        description="The HTTP status Evolution answered last, and each message with its status, id and error."
+    )
+    error: str | None = Field(description="Why it failed, null otherwise.")
+    trace_id: str | None = Field(description="The trace of this sending, null when none is kept.")
+
+
+@router.post("/{name}/send-text", summary="Send a text", response_model=SendReply, responses=documented(404, 413))
+async def send_text(
+    request: Request, name: Annotated[str, Path(description="Name of a configured instance.")], wanted: SendText
+) -> SendReply:
+    """Send a text through an instance. Answers 200 with `success` false when Evolution refuses it."""
+    context = context_of(request)
+    recipient = _recipient(wanted)
+    instance = await context.instances.get(name)
+    if instance is None:
+        raise RecordNotFound(f"Instance '{name}' not found")
+    is_split = instance.enable_auto_split if wanted.split_message is None else wanted.split_message
+    messages = _messages(wanted.text, recipient, max_chars=context.parts.settings.message_max_chars, is_split=is_split)
+    outcomes = _unsent(messages, queued_ns=context.parts.clock.mono_ns())
+    try:
+        await _send_in_order(context.parts, instance, outcomes)
+    finally:
+        # Also when the server stops in the middle: what went out is recorded.
+        trace_id = context.parts.record_outbound(instance_name=name, recipient=recipient, outcomes=outcomes)
+    return _reply(outcomes, trace_id)
+
+
+def _recipient(wanted: SendText) -> str:
+    """Where to send: an address as it stands, or the digits of a number. No country code is ever guessed."""
+    if not wanted.phone_number or not wanted.phone_number.strip():
+        if wanted.user_id:
+            raise input_refused("user_id", "is not supported; send phone_number")
+        raise input_refused("phone_number", "is required")
+    written = wanted.phone_number.strip()
+    if _JID.fullmatch(written):
+        return written
+    number = _PHONE.fullmatch(_PUNCTUATION.sub("", written))
+    if number is None:
+        raise input_refused("phone_number", "must be 7 to 15 digits with country code, or a WhatsApp address")
+    return number[1]
+
+
+def _messages(text: str, recipient: str, *, max_chars: int, is_split: bool) -> list[OutboundMessage]:
+    splitter = ParagraphSplitter(max_chars)
+    pieces = [*splitter.feed(text), *splitter.finish()]
+    if not pieces:
+        raise input_refused("text", "shows nothing")
+    if not is_split and len(text) <= max_chars:
+        return [OutboundMessage(index=0, recipient=recipient, text=text, end=len(text))]
+    return [
+        OutboundMessage(index=index, recipient=recipient, text=piece.text, start=piece.start, end=piece.end)
+        for index, piece in enumerate(pieces)
+    ]
+
+
+def _unsent(messages: list[OutboundMessage], *, queued_ns: int) -> list[MessageOutcome]:
+    return [MessageOutcome(message=message, status="not_sent", attempts=0, queued_ns=queued_ns) for message in messages]
+
+
+async def _send_in_order(parts: WebParts, instance: InstanceConfig, outcomes: list[MessageOutcome]) -> None:
+    """Send one message after the other, spaced, and keep in ``outcomes`` what became of each; stop at a refused one."""
+    spacing_ms = parts.settings.message_spacing_ms
+    if instance.message_spacing_ms is not None:
+        spacing_ms = instance.message_spacing_ms
+    for index, outcome in enumerate(outcomes):
+        if index:
+            await asyncio.sleep(spacing_ms / 1_000)
+        started_ns = parts.clock.mono_ns()
+        outcomes[index] = replace(outcome, status="pending", attempts=1, started_ns=started_ns)
+        result = await parts.channel.send_text(instance, outcome.message)
+        outcomes[index] = replace(
+            outcomes[index],
+            status="accepted" if result.is_accepted else "failed",
+            ended_ns=parts.clock.mono_ns(),
+            key_id=result.key_id,
+            status_code=result.status_code,
+            error_kind=result.error_kind,
+            error=result.error,
+        )
+        if not result.is_accepted:
+            return
+
+
+def _reply(outcomes: list[MessageOutcome], trace_id: str | None) -> SendReply:
+    tried = [outcome for outcome in outcomes if outcome.attempts]
+    last = tried[-1]
+    is_sent = last.status == "accepted"
+    return SendReply(
+        success=is_sent,
+        message_id=tried[0].key_id,
+        status="sent" if is_sent else "failed",
+        evolution_response={
+            "status_code": last.status_code,
+            "messages": [
+                {"status": outcome.status, "key_id": outcome.key_id, "error": outcome.error} for outcome in outcomes
+            ],
+        },
+        error=None if is_sent else (last.error or last.error_kind or "Evolution did not accept the message."),
+        trace_id=trace_id,
+    )
