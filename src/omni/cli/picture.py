@@ -12,7 +12,8 @@ from rich.text import Text
 _LEVELS = "▁▂▃▄▅▆▇█"
 _LABEL_COLUMNS = 12
 _MIN_COLUMNS = 30
-_TEXT_COLUMNS = 60
+# What the columns before the text take in the table of messages.
+_FIGURE_COLUMNS = 60
 _STAGE_NAMES = {
     "queue_ms": "queue",
     "agent_wait_ms": "agent wait",
@@ -47,7 +48,9 @@ def draw_document(document: dict[str, Any], console: Console) -> None:
     console.print(_stage_table(document["timeline"]))
     if document["delivery"]["messages"]:
         console.print()
-        console.print(_message_table(document["delivery"]["messages"]))
+        console.print(
+            _message_table(document["delivery"]["messages"], max(console.width - _FIGURE_COLUMNS, _MIN_COLUMNS))
+        )
 
 
 def draw_stream(document: dict[str, Any], num_columns: int) -> list[Text]:
@@ -134,14 +137,13 @@ def _end_ms(timeline: dict[str, Any], messages: list[dict[str, Any]]) -> float:
 
 def _stage_table(timeline: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for key, name in _STAGE_NAMES.items():
+    for name in _STAGE_NAMES.values():
         table.add_column(name, justify="right", no_wrap=True)
-        del key
     table.add_row(*[_ms(timeline["stages"][key]) for key in _STAGE_NAMES])
     return table
 
 
-def _message_table(messages: list[dict[str, Any]]) -> Table:
+def _message_table(messages: list[dict[str, Any]], text_columns: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("message", "chunks", "queued", "accepted", "status", "text"):
         table.add_column(name, justify="left" if name in ("status", "text") else "right", no_wrap=True)
@@ -154,7 +156,7 @@ def _message_table(messages: list[dict[str, Any]]) -> Table:
             _ms(message["queued_ms"]),
             _ms(message["accepted_ms"]),
             Text(message["status"], style="red" if message["status"] in ("failed", "not_sent") else "green"),
-            Text(text if len(text) <= _TEXT_COLUMNS else f"{text[: _TEXT_COLUMNS - 1]}…"),
+            Text(text if len(text) <= text_columns else f"{text[: text_columns - 1]}…"),
         )
     return table
 

@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import logging.config
+import signal
 import socket
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -84,6 +86,8 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        # From here on callers wait instead of being refused: the address is printed before the server is up.
+        listener.listen(_BACKLOG)
     except OSError as exc:
         listener.close()
         raise SettingsError(
@@ -104,6 +108,8 @@ def _config(app: Any, settings: Settings) -> uvicorn.Config:
 
 
 def _run(app: Any, listener: socket.socket, settings: Settings) -> None:
+    # uvicorn stops in order on SIGTERM and raises it again afterwards; being stopped as asked is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         uvicorn.Server(_config(app, settings)).run(sockets=[listener])
     except KeyboardInterrupt:
@@ -114,13 +120,13 @@ def _run(app: Any, listener: socket.socket, settings: Settings) -> None:
 
 def _greet(settings: Settings, base_url: str, *, has_sandbox: bool) -> None:
     console = Console()
-    console.print(f"[bold]Omni[/] listens on {base_url}")
+    console.print(f"[bold]Omni[/] listens on {base_url}", soft_wrap=True)
     if has_sandbox:
-        console.print(f"  write to the sandbox phone:  [bold]{base_url}{SANDBOX_PATH}/phone/[/]")
-    console.print(f"  webhook for Evolution:       {base_url}/webhook/evolution/<instance>")
-    console.print(f"  REST API and its manual:     {base_url}/docs")
+        console.print(f"  write to the sandbox phone:  [bold]{base_url}{SANDBOX_PATH}/phone/[/]", soft_wrap=True)
+    console.print(f"  webhook for Evolution:       {base_url}/webhook/evolution/<instance>", soft_wrap=True)
+    console.print(f"  REST API and its manual:     {base_url}/docs", soft_wrap=True)
     where = "AUTOMAGIK_OMNI_API_KEY" if settings.api_key else str(api_key_path(settings))
-    console.print(f"  API key:                     {where}")
+    console.print(f"  API key:                     {where}", soft_wrap=True)
 
 
 def _log_to_stderr(settings: Settings) -> None:

@@ -1,0 +1,100 @@
+"""The terminal's picture of a trace, compared whole."""
+
+from rich.console import Console
+
+from omni.cli.picture import draw_document, draw_stream
+from omni.clock import Anchor
+from omni.ports import TraceRow
+from omni.tracing.document import delivery_document, timeline_document
+from omni.tracing.events import (
+    AgentRequested,
+    ChunkReceived,
+    FirstTokenSeen,
+    MessageSettled,
+    StreamCompleted,
+    StreamFailed,
+    TurnEnded,
+)
+from omni.tracing.summary import headline
+from omni.tracing.timeline import build_timeline
+
+MS = 1_000_000
+
+
+def document(events):
+    row = TraceRow(trace_id="5f2c0000", instance_name="shop", status="completed")
+    timeline = build_timeline(row.trace_id, Anchor(0, 0), events)
+    chunks = [
+        {"chunk_index": chunk.index, "content": chunk.text, "size": len(chunk.text), "offset_ms": chunk.mono_ns / MS}
+        for chunk in timeline.chunks
+    ]
+    return {
+        "trace_id": row.trace_id,
+        "instance_name": row.instance_name,
+        "status": row.status,
+        "ending": timeline.ending,
+        "error_stage": timeline.error_stage,
+        "error_message": timeline.error_message,
+        "headline": headline(timeline),
+        "streaming_chunks": chunks,
+        "delivery": delivery_document(timeline),
+        "timeline": timeline_document(timeline),
+    }
+
+
+def joke():
+    texts = ["Why do programmers prefer dark mode?", "\n\n", "Because light ", "attracts bugs! ", "🐛"]
+    yield AgentRequested(mono_ns=0, payload={}, is_streaming=True)
+    yield FirstTokenSeen(mono_ns=150 * MS, content=texts[0])
+    for index, text in enumerate(texts):
+        yield ChunkReceived((150 + 60 * index) * MS, index, text)
+    yield StreamCompleted(mono_ns=450 * MS, final_content="".join(texts))
+    for index, (queued, accepted, text) in enumerate([(210, 240, texts[0]), (450, 600, "".join(texts[2:]))]):
+        yield MessageSettled(
+            mono_ns=accepted * MS,
+            index=index,
+            recipient="x",
+            text=text,
+            status="accepted",
+            queued_ns=queued * MS,
+            accepted_ns=accepted * MS,
+            first_chunk=index * 2,
+            last_chunk=index * 3 + 1,
+        )
+    yield TurnEnded(mono_ns=600 * MS, ending="completed")
+
+
+def test_stream_is_drawn_with_its_gaps_and_messages():
+    lines = [line.plain.rstrip() for line in draw_stream(document(joke()), 41)]
+    assert lines == [
+        "            0                   300            600 ms",
+        "stream      ▸·········█···▁···▄···▄···▁···▪",
+        "message 1                 ◆━●",
+        "message 2                                 ◆━━━━━━━━━●",
+        "            ▸ request  ▁█ chunks by size  ▪ end  ◆ queued  ● accepted   longest gap 60 ms",
+    ]
+
+
+def test_whole_trace_fits_the_terminal():
+    console = Console(width=100, record=True, file=open("/dev/null", "w", encoding="utf-8"))
+    draw_document(document(joke()), console)
+    text = console.export_text()
+    console.file.close()
+    assert "streamed in 450 ms: 68 characters in 5 chunks, first token after 150 ms, 2 messages accepted" in text
+    assert "0.0 ms    150.0 ms  300.0 ms       150.0 ms       0.0 ms    600.0 ms" in text
+    assert max(len(line) for line in text.splitlines()) <= 100
+
+
+def test_failed_stream_names_stage_and_cause():
+    events = [
+        AgentRequested(mono_ns=0, payload={}, is_streaming=True),
+        StreamFailed(
+            mono_ns=80 * MS, ending="timeout", error_message="silence", error_type="AgentTimeout", error_stage="streaming_error"
+        ),
+        TurnEnded(mono_ns=90 * MS, ending="timeout", error_message="silence", error_stage="streaming_error"),
+    ]
+    told = document(events)
+    assert told["headline"] == (
+        "timeout at streaming_error; streamed in 80 ms: 0 characters in 0 chunks, no text came, 0 messages accepted"
+    )
+    assert draw_stream(document([]), 40) == []
