@@ -14,8 +14,9 @@ import aiohttp
 from omni.errors import OmniError
 from omni.settings import Settings
 
-# How long an idle connection to an agent or to Evolution is kept for the next turn.
-_KEEPALIVE_S = 30.0
+# How long an idle connection is kept. Evolution (Node) and Hive (uvicorn) close theirs after 5 s; a POST that meets such a close may
+# or may not have been taken, and is then neither repeated nor known, so ours are given up first.
+_KEEPALIVE_S = 4.0
 
 
 class Connections:

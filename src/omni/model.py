@@ -125,7 +125,7 @@ class InboundMessage(Struct, frozen=True, kw_only=True):
 
     ``reply_to`` is the address the message came from and the answer goes to (it may be an ``@lid``); ``chat_key`` names the
     conversation and is the phone address whenever either address is one. ``sent_at_s`` is WhatsApp's own stamp in whole
-    seconds. ``event_wall_ms`` is Evolution's ``date_time`` as it stood, its zone not trusted.
+    seconds.
     """
 
     instance_name: str

@@ -16,6 +16,7 @@ from typing import Any
 from omni.channels.whatsapp.webhook import parse_webhook
 from omni.clock import NS_PER_S, Clock
 from omni.errors import InboxFull
+from omni.faults import fault_facts
 from omni.gateway.turn import Turn, Verdict
 from omni.model import Ignored, InstanceConfig
 from omni.settings import Settings
@@ -134,9 +135,10 @@ class Inbox:
     async def _run_turn(self, turn: Turn) -> None:
         try:
             await self._answer(turn)
-        except Exception as exc:
-            # A bug of ours must cost one turn, not the chat; it is an ERROR because a person should act (STYLE 16).
-            log.exception("turn_failed", extra={"trace_id": turn.trace.trace_id, "cause": type(exc).__name__})
+        except Exception as exc:  # noqa: BLE001 - around one message's task (STYLE 16)
+            # A bug of ours must cost one turn, not the chat; it is an ERROR because a person should act.
+            facts = {"trace_id": turn.trace.trace_id, **fault_facts(exc)}
+            log.error("turn_failed", extra=facts)  # noqa: TRY400 - a traceback could hold text
             turn.trace.end_turn("error", error_message=type(exc).__name__, error_stage="processing")
 
 

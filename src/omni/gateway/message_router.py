@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from omni.errors import AgentError, SettingsError
 from omni.gateway.hive_streamer import AnswerStreamer, Question
-from omni.gateway.turn import Turn
 from omni.gateway.notices import Language, notice_for
+from omni.gateway.turn import Turn
 from omni.gateway.whole_reply import ask_whole
 from omni.model import DEFAULT_AGENT_TIMEOUT_S, AgentRequest, InstanceConfig
 from omni.ports import AgentBackend

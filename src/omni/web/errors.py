@@ -8,10 +8,8 @@ user wrote.
 
 import logging
 import re
-import traceback
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from pathlib import PurePath
 from typing import Any
 
 import msgspec
@@ -23,6 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omni.errors import OmniError, StoreError, WebhookError
+from omni.faults import fault_facts
 
 log = logging.getLogger(__name__)
 
@@ -114,14 +113,9 @@ class AnswerFailures:
         try:
             await self._app(scope, receive, noting_send)
         except Exception as exc:  # noqa: BLE001 the edge of the process: whatever it is, the caller gets an answer
-            log.error("request_failed", extra={"error_type": type(exc).__name__, "place": _place(exc)})  # noqa: TRY400 the traceback may quote what a user wrote
+            log.error("request_failed", extra=fault_facts(exc))  # noqa: TRY400 the traceback may quote what a user wrote
             if not is_started:
                 await _reply(500, "internal_error", "request", _FAILED_SENTENCE)(scope, receive, send)
-
-
-def _place(exc: BaseException) -> str:
-    frames = traceback.extract_tb(exc.__traceback__)
-    return f"{PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown"
 
 
 async def _answer_omni_error(_request: Request, exc: Exception) -> Response:
@@ -133,7 +127,7 @@ async def _answer_omni_error(_request: Request, exc: Exception) -> Response:
     if isinstance(exc, StoreError) and exc.status_code is not None and exc.status_code < 500:
         code = _STORE_CODES.get(exc.status_code, "store_refused")
         return _reply(exc.status_code, code, exc.stage, exc.sentence)
-    log.error("request_failed", extra={"error_type": type(exc).__name__, "place": _place(exc)})
+    log.error("request_failed", extra=fault_facts(exc))
     if isinstance(exc, StoreError):
         return _reply(503, "store_unavailable", exc.stage, _STORE_SENTENCE)
     return _reply(500, "internal_error", exc.stage, _FAILED_SENTENCE)
