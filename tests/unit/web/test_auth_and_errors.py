@@ -213,8 +213,8 @@ async def test_an_unexpected_failure_is_a_plain_500_and_a_log_line_without_its_w
 
     assert (answer.status_code, answer.json()) == (500, FAILED)
     (record,) = [record for record in caplog.records if record.name == "omni.web.errors"]
-    assert (record.levelname, record.message, record.error_type) == ("ERROR", "request_failed", "RuntimeError")
-    assert record.place.startswith("test_auth_and_errors.py:")
+    assert (record.levelname, record.message, record.exception) == ("ERROR", "request_failed", "RuntimeError")
+    assert record.where.startswith("test_auth_and_errors.py:")
     assert "password" not in caplog.text
 
 
