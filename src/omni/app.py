@@ -28,6 +28,7 @@ from omni.errors import StoreError
 from omni.gateway.hive_streamer import AnswerStreamer
 from omni.gateway.inbox import REPEAT_WINDOW_S, Inbox
 from omni.gateway.message_router import GatewayParts, MessageRouter, provide_gateway
+from omni.loop_lag import LoopLag
 from omni.model import MessageOutcome
 from omni.ports import PayloadRow, TraceRow
 from omni.sandbox.server import Sandbox, sandbox_instance
@@ -89,6 +90,7 @@ class Runtime:
         )
         self.router = MessageRouter(self.gateway)
         self.inbox = Inbox(self.router.answer_turn, tracer=self.tracer, clock=self.clock, settings=settings)
+        self.loop_lag = LoopLag(clock=self.clock, period_ms=settings.loop_probe_ms)
 
     def close(self) -> None:
         """Store what is still in memory and close the database. Blocks; safe to call twice."""
@@ -117,6 +119,7 @@ class Runtime:
             "trace_events_pending": 0 if recorder is None else recorder.num_pending,
             "trace_events_shed": 0 if recorder is None else recorder.num_shed,
             "trace_rows_lost": 0 if recorder is None else recorder.num_lost,
+            "loop_lag_ms": self.loop_lag.figures(),
         }
 
     async def flush_traces(self) -> None:
@@ -143,6 +146,7 @@ def create_app(settings: Settings, *, base_url: str, with_sandbox: bool | None =
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             stack.callback(runtime.close)
+            stack.enter_context(runtime.loop_lag.watching())
             await stack.enter_async_context(runtime.online())
             if sandbox is not None:
                 await sandbox.start()
@@ -162,7 +166,7 @@ def create_app(settings: Settings, *, base_url: str, with_sandbox: bool | None =
             clock=runtime.clock,
             traces=runtime.reader,
             instances=runtime.instances,
-            channel=runtime.channel,
+            open_text=runtime.delivery.open_text,
             take_webhook=runtime.inbox.take,
             streaming_document=_document,
             flush_traces=runtime.flush_traces,

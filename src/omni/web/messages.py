@@ -1,7 +1,7 @@
 """The REST route that sends a text to someone who did not ask.
 
-The text goes out as one message, or as several in order when it is split or too long for one; the first one that is refused
-ends it, so that nobody gets the end of a text without its middle. What became of it is answered and recorded as a trace.
+The text takes its place in the recipient's lane, so it never lands inside an answer that is going out. It is one message, or several
+in order when it is split or too long for one; the first one that is refused ends it, so that nobody gets the end of a text without its middle. What became of it is answered and recorded as a trace.
 A refused message is an answer (``success`` false), not an error of this API: older callers read it that way.
 """
 
@@ -13,13 +13,11 @@ from fastapi import Path, Request
 from msgspec.structs import replace
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from omni.channels.whatsapp.splitter import ParagraphSplitter
 from omni.errors import RecordNotFound
-from omni.model import InstanceConfig, MessageOutcome, OutboundMessage
+from omni.model import MessageOutcome
 from omni.web.auth import keyed_router
 from omni.web.context import context_of
 from omni.web.errors import documented, input_refused
-from omni.web.parts import WebParts
 
 router = keyed_router("/instance", tag="messages")
 
@@ -83,12 +81,19 @@ async def send_text(
     if instance is None:
         raise RecordNotFound(f"Instance '{name}' not found")
     is_split = instance.enable_auto_split if wanted.split_message is None else wanted.split_message
-    messages = _messages(wanted.text, recipient, max_chars=context.parts.settings.message_max_chars, is_split=is_split)
-    outcomes = _unsent(messages, queued_ns=context.parts.clock.mono_ns())
+    answer = context.parts.open_text(replace(instance, enable_auto_split=is_split), recipient)
+    answer.feed(wanted.text, 0)
+    answer.finish()
+    if not answer.num_messages:
+        raise input_refused("text", "shows nothing")
     try:
-        await _send_in_order(context.parts, instance, outcomes)
+        await answer.wait_done()
+    except asyncio.CancelledError:
+        answer.abandon()
+        raise
     finally:
         # Also when the server stops in the middle: what went out is recorded.
+        outcomes = [_without_chunks(outcome) for outcome in answer.snapshot()]
         trace_id = context.parts.record_outbound(instance_name=name, recipient=recipient, outcomes=outcomes)
     return _reply(outcomes, trace_id)
 
@@ -108,49 +113,14 @@ def _recipient(wanted: SendText) -> str:
     return number[1]
 
 
-def _messages(text: str, recipient: str, *, max_chars: int, is_split: bool) -> list[OutboundMessage]:
-    splitter = ParagraphSplitter(max_chars)
-    pieces = [*splitter.feed(text), *splitter.finish()]
-    if not pieces:
-        raise input_refused("text", "shows nothing")
-    if not is_split and len(text) <= max_chars:
-        return [OutboundMessage(index=0, recipient=recipient, text=text, end=len(text))]
-    return [
-        OutboundMessage(index=index, recipient=recipient, text=piece.text, start=piece.start, end=piece.end)
-        for index, piece in enumerate(pieces)
-    ]
-
-
-def _unsent(messages: list[OutboundMessage], *, queued_ns: int) -> list[MessageOutcome]:
-    return [MessageOutcome(message=message, status="not_sent", attempts=0, queued_ns=queued_ns) for message in messages]
-
-
-async def _send_in_order(parts: WebParts, instance: InstanceConfig, outcomes: list[MessageOutcome]) -> None:
-    """Send one message after the other, spaced, and keep in ``outcomes`` what became of each; stop at a refused one."""
-    spacing_ms = parts.settings.message_spacing_ms
-    if instance.message_spacing_ms is not None:
-        spacing_ms = instance.message_spacing_ms
-    for index, outcome in enumerate(outcomes):
-        if index:
-            await asyncio.sleep(spacing_ms / 1_000)
-        started_ns = parts.clock.mono_ns()
-        outcomes[index] = replace(outcome, status="pending", attempts=1, started_ns=started_ns)
-        result = await parts.channel.send_text(instance, outcome.message)
-        outcomes[index] = replace(
-            outcomes[index],
-            status="accepted" if result.is_accepted else "failed",
-            ended_ns=parts.clock.mono_ns(),
-            key_id=result.key_id,
-            status_code=result.status_code,
-            error_kind=result.error_kind,
-            error=result.error,
-        )
-        if not result.is_accepted:
-            return
+def _without_chunks(outcome: MessageOutcome) -> MessageOutcome:
+    """No agent's chunks became this text."""
+    return replace(outcome, message=replace(outcome.message, first_chunk=None, last_chunk=None))
 
 
 def _reply(outcomes: list[MessageOutcome], trace_id: str | None) -> SendReply:
-    tried = [outcome for outcome in outcomes if outcome.attempts]
+    # Nothing is tried when Omni is about to stop.
+    tried = [outcome for outcome in outcomes if outcome.attempts] or outcomes
     last = tried[-1]
     is_sent = last.status == "accepted"
     return SendReply(

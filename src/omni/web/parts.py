@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from omni.channels.whatsapp.delivery import AnswerDelivery
 from omni.clock import Clock
 from omni.gateway.turn import Verdict
 from omni.model import InstanceConfig, MessageOutcome
-from omni.ports import Channel, InstanceStore, PayloadRow, TraceReader, TraceRow
+from omni.ports import InstanceStore, PayloadRow, TraceReader, TraceRow
 from omni.settings import Settings
 
 
@@ -31,7 +32,7 @@ class WebParts:
     """Everything the routes work with.
 
     ``take_webhook`` is called on the event loop with a decoded body and must not block; it may raise WebhookMalformed or
-    InboxFull. ``streaming_document`` is pure and is called in a worker thread. ``on_instances_changed`` is called with the
+    InboxFull. ``open_text`` begins the delivery of a text through an instance to a recipient. ``streaming_document`` is pure and is called in a worker thread. ``on_instances_changed`` is called with the
     name after an instance was created, changed or removed. ``sandbox_path`` is where the sandbox phone is mounted, None when
     it is not. ``version`` is Omni's, shown in the API description.
     """
@@ -41,7 +42,7 @@ class WebParts:
     clock: Clock
     traces: TraceReader
     instances: InstanceStore
-    channel: Channel
+    open_text: Callable[[InstanceConfig, str], AnswerDelivery]
     take_webhook: Callable[[InstanceConfig, dict[str, Any]], Verdict]
     streaming_document: Callable[[TraceRow, list[PayloadRow]], dict[str, Any]]
     flush_traces: Callable[[], Awaitable[None]]

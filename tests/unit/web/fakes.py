@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
+from omni.channels.whatsapp.delivery import Delivery
 from omni.clock import NS_PER_S
 from omni.errors import RecordNotFound, StoreError
 from omni.gateway.turn import Verdict
@@ -220,7 +221,9 @@ class Desk:
             clock=self.clock,
             traces=self.traces,
             instances=self.instances,
-            channel=self.channel,
+            open_text=Delivery(
+                self.channel, clock=self.clock, settings=Settings(_env_file=None, message_spacing_ms=0)
+            ).open_text,
             take_webhook=self.take_webhook,
             streaming_document=lambda row, payloads: {"trace_id": row.trace_id, "stages": [p.stage for p in payloads]},
             flush_traces=self.flush_traces,

@@ -18,6 +18,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from functools import partial
 
+from omni.channels.whatsapp.addresses import conversation_key, parse_address
 from omni.channels.whatsapp.lanes import STOPPED, Lane, Sending, Sleep
 from omni.channels.whatsapp.splitter import ParagraphSplitter, Piece
 from omni.clock import Clock
@@ -68,6 +69,12 @@ class Delivery:
             put=partial(self._put, (instance.name, chat_key)),
             on_outcome=partial(self._note_outcome, on_outcome),
         )
+
+    def open_text(self, instance: InstanceConfig, recipient: str) -> "AnswerDelivery":
+        """Begin the delivery of a text that answers nobody, in the lane of the recipient's chat."""
+        address = parse_address(recipient)
+        chat_key = recipient if address is None else conversation_key(address, [address])
+        return self.open_answer(instance, recipient, chat_key=chat_key, on_outcome=lambda _: None)
 
     async def aclose(self, deadline_s: float) -> None:
         """Take no more messages, give the waiting ones ``deadline_s`` seconds, then cancel; the rest are settled as not sent."""
@@ -172,6 +179,13 @@ class AnswerDelivery:
     def abandon(self) -> None:
         """Give the answer up: messages not yet started become not_sent, those still to come as well. Finish it nevertheless."""
         self._give_up("the answer was abandoned")
+
+    def snapshot(self) -> tuple[MessageOutcome, ...]:
+        """What is known of each message now, in order; one that has no final outcome yet is ``pending``."""
+        return tuple(
+            outcome if outcome is not None else self._unsettled[index].pending()
+            for index, outcome in enumerate(self._outcomes)
+        )
 
     async def wait_done(self) -> tuple[MessageOutcome, ...]:
         """All outcomes in order, once the answer is finished and each message has one. Waits for ever if it is never finished."""

@@ -84,6 +84,16 @@ class Sending(Struct, eq=False):
             error=self.result.error,
         )
 
+    def pending(self) -> MessageOutcome:
+        """The outcome of a message that waits or is being sent."""
+        return MessageOutcome(
+            message=self.message,
+            status="pending",
+            attempts=self.attempts,
+            queued_ns=self.queued_ns,
+            started_ns=self.started_ns,
+        )
+
     def not_sent(self, reason: str) -> MessageOutcome:
         """The outcome of a message no attempt was made for."""
         return MessageOutcome(
