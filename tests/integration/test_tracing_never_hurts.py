@@ -5,6 +5,7 @@ import sqlite3
 
 import pytest
 from sqlalchemy import event
+from tests.unit.gateway.scripts import JOKE, telling
 
 from omni.channels.whatsapp.delivery import Delivery
 from omni.channels.whatsapp.presence import TypingIndicator
@@ -18,7 +19,6 @@ from omni.store.writes import SqlTraceSink
 from omni.testing import RecordingChannel, ScriptedAgent
 from omni.tracing.recorder import Recorder
 from omni.tracing.service import Tracer
-from tests.unit.gateway.scripts import JOKE, telling
 
 ANSWER = ["Why do programmers prefer dark mode?", "Because light attracts bugs! 🐛"]
 INSTANCE = InstanceConfig(name="shop", agent_instance_type="hive", agent_stream_mode=True)

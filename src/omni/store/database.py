@@ -98,7 +98,7 @@ class Database:
             return
         # Alembic costs a third of a second to import, which a database that is up to date need not pay.
         runner: Any = import_module("omni.store.migrations.runner")
-        runner.migrate(self)
+        runner.migrate(self.writing("migrating the schema"), is_sqlite=self.is_sqlite)
 
     def _schema_revision(self) -> str | None:
         with self.reading("reading the schema version") as connection:

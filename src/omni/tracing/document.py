@@ -6,6 +6,8 @@ turn's start unless their name says latency or time; what is unknown is null.
 
 from typing import Any
 
+from msgspec import structs
+
 from omni.clock import exact_ms
 from omni.ports import TraceRow
 from omni.tracing.events import MessageSettled
@@ -65,13 +67,7 @@ def timeline_document(timeline: Timeline) -> dict[str, Any]:
         "content_verified": timeline.is_content_verified,
         "num_tools": timeline.num_tools,
         "num_tool_errors": timeline.num_tool_errors,
-        "usage": None
-        if usage is None
-        else {
-            "input_tokens": usage.input_tokens,
-            "output_tokens": usage.output_tokens,
-            "total_tokens": usage.total_tokens,
-        },
+        "usage": None if usage is None else structs.asdict(usage),
         "ending": timeline.ending,
         "stages": {
             "queue_ms": stages.queue_ms,

@@ -40,7 +40,17 @@ class TraceJournal:
     ``num_lost`` rows the store refused.
     """
 
-    __slots__ = ("_recorder", "anchor", "events", "is_queued", "num_lost", "num_shed", "planner", "trace_id")
+    __slots__ = (
+        "_recorder",
+        "anchor",
+        "events",
+        "is_held",
+        "is_queued",
+        "num_lost",
+        "num_shed",
+        "planner",
+        "trace_id",
+    )
 
     def __init__(self, trace_id: str, anchor: Anchor, recorder: "Recorder | None") -> None:
         self.trace_id = trace_id
@@ -49,6 +59,7 @@ class TraceJournal:
         self.num_shed = 0
         self.num_lost = 0
         self.is_queued = False
+        self.is_held = False
         self._recorder = recorder
         self.planner: RowPlanner | None = None if recorder is None else recorder.planner_for(self)
 
@@ -63,7 +74,8 @@ class TraceJournal:
             return
         self.events.append(event)
         recorder.num_appended = next(recorder.counter)
-        if not self.is_queued:
+        if not self.is_queued and not (self.is_held and type(event) is ChunkReceived):
+            # A held journal is read when its segment is due; a chunk that joins it is no reason to look earlier.
             # Set before queueing and cleared by the writer before it reads: an event is never left behind.
             self.is_queued = True
             recorder.enqueue(self)
@@ -181,18 +193,21 @@ class Recorder:
             journal = self._queue.popleft()
             journal.is_queued = False
             journals[journal.trace_id] = journal
-        for trace_id, journal in self._holding.items():
-            journals.setdefault(trace_id, journal)
         now_ns = self._clock.mono_ns()
+        for trace_id, journal in self._holding.items():
+            if flush_now or _planner_of(journal).is_segment_due(now_ns):
+                journals.setdefault(trace_id, journal)
         ops_by_trace: list[tuple[TraceJournal, list[WriteOp]]] = []
         num_read = 0
         for journal in journals.values():
             planner = _planner_of(journal)
+            journal.is_held = False  # before reading: a chunk that comes from here on queues the journal again
             before = planner.num_read
             ops = self._plan(journal, planner, now_ns=now_ns, flush_now=flush_now)
             num_read += planner.num_read - before
             if planner.is_holding:
                 self._holding[journal.trace_id] = journal
+                journal.is_held = True
             else:
                 self._holding.pop(journal.trace_id, None)
             if ops:

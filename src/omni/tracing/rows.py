@@ -34,11 +34,18 @@ from omni.tracing.events import (
 )
 from omni.tracing.packing import pack_chunks
 from omni.tracing.redact import Redactor
+from omni.tracing.stage_payloads import (
+    complete_payload,
+    error_payload,
+    first_token_payload,
+    message_payload,
+    moments_meta,
+    reported_columns,
+    streamed_response_payload,
+)
 from omni.tracing.timeline import Timeline, build_timeline
 
 CHUNKS_STAGE = "streaming_chunks"
-FIRST_CONTENT_CHARS = 200
-"""Characters of the first content kept in its own stage, as the predecessor kept them; the chunks have it whole."""
 
 
 class RowPlanner:
@@ -86,6 +93,10 @@ class RowPlanner:
         """Whether chunks wait to be stored with a later segment."""
         return bool(self._pending)
 
+    def is_segment_due(self, now_ns: int) -> bool:
+        """Whether the chunks that wait have waited long enough. They have been planned once, so there are some."""
+        return now_ns - self._pending[0].mono_ns >= self._segment_ns
+
     def confirm_stored(self) -> None:
         """The operations of the last plan are in the database; the trace's row need not be made again."""
         self._insert = None
@@ -112,7 +123,7 @@ class RowPlanner:
                 self._plan_event(event, ops)
         self.num_read = upto
         self._events = ()
-        if self._pending and (flush_now or now_ns - self._pending[0].mono_ns >= self._segment_ns):
+        if self._pending and (flush_now or self.is_segment_due(now_ns)):
             self._plan_chunks(self._pending, ops, is_segment=True)
             self._has_segments = True
             self._pending = []
@@ -130,7 +141,9 @@ class RowPlanner:
                 payload = {"streaming_started": True, "stream_config": event.config, "timestamp": self._iso(event)}
                 ops.append(self._row(event, "streaming_start", payload, "stream_event"))
             case FirstTokenSeen():
-                ops.append(self._first_token_row(event, self._timeline()))
+                timeline = self._timeline()
+                payload = first_token_payload(event, timeline, at=self._iso(event))
+                ops.append(self._row(event, "first_token", payload, "stream_event", moments=timeline))
             case StreamCompleted():
                 self._plan_completed(event, self._timeline(), ops)
             case StreamFailed():
@@ -176,54 +189,17 @@ class RowPlanner:
             ops.append(self._row(event, "streaming_request", {**payload, **mode}, "request"))
         self._columns.update(status="agent_called", agent_request_at=self._anchor.at(event.mono_ns))
 
-    def _first_token_row(self, event: FirstTokenSeen, timeline: Timeline) -> InsertPayload:
-        payload = {
-            "first_token_received": True,
-            "first_content": event.content[:FIRST_CONTENT_CHARS],
-            "first_token_latency_ms": timeline.first_token_latency_ms,
-            "timestamp": self._iso(event),
-            "event_data": event.event_data or {},
-        }
-        return self._row(event, "first_token", payload, "stream_event", moments=timeline)
-
     def _plan_completed(self, event: StreamCompleted, timeline: Timeline, ops: list[WriteOp]) -> None:
         self._pack_stream(timeline, ops)
-        metrics = {
-            "total_streaming_time_ms": timeline.total_streaming_time_ms,
-            "first_token_latency_ms": timeline.first_token_latency_ms,
-            "first_to_final_ms": timeline.first_to_final_ms,
-            "total_chunks": timeline.total_chunks,
-        }
-        complete = {
-            "streaming_completed": True,
-            "final_content": event.final_content,
-            **metrics,
-            "total_content_length": timeline.total_content_length,
-            "completion_timestamp": self._iso(event),
-            "streaming_events_count": timeline.total_chunks,
-            "content_verified": timeline.is_content_verified,
-            "completion_data": event.completion_data or {},
-        }
-        response = {"message": event.final_content, "success": True, "streaming": True, "metrics": metrics}
+        complete = complete_payload(event, timeline, at=self._iso(event))
+        response = streamed_response_payload(event, timeline)
         ops.append(self._row(event, "streaming_complete", complete, "stream_event", moments=timeline))
         ops.append(self._row(event, "agent_response", response, "response", 200))
         self._columns.update(self._agent_columns(timeline, is_success=True))
 
     def _plan_failed(self, event: StreamFailed, timeline: Timeline, ops: list[WriteOp]) -> None:
         self._pack_stream(timeline, ops)
-        payload = {
-            "streaming_error": True,
-            "error_message": event.error_message,
-            "error_type": event.error_type,
-            "error_stage": event.error_stage,
-            "ending": event.ending,
-            "detail": event.detail,
-            "timestamp": self._iso(event),
-            "partial_content": timeline.content or None,
-            "chunks_received": timeline.total_chunks,
-            "first_token_latency_ms": timeline.first_token_latency_ms,
-            "total_streaming_time_ms": timeline.total_streaming_time_ms,
-        }
+        payload = error_payload(event, timeline, at=self._iso(event))
         ops.append(
             self._row(
                 event, "streaming_error", payload, "error", event.status_code, event.error_message, moments=timeline
@@ -237,24 +213,11 @@ class RowPlanner:
         columns = self._agent_columns(timeline, is_success=is_success)
         if event.processing_time_ms is not None:
             columns["agent_processing_time_ms"] = event.processing_time_ms
-        columns.update(_legacy_usage(event.payload))
+        columns.update(reported_columns(event.payload))
         self._columns.update(columns)
 
     def _plan_message(self, event: MessageSettled, ops: list[WriteOp]) -> None:
-        payload = event.payload or {
-            "recipient": event.recipient,
-            "text": event.text,
-            "has_quoted_message": False,
-            "index": event.index,
-            "first_chunk": event.first_chunk,
-            "last_chunk": event.last_chunk,
-            "key_id": event.key_id,
-            "status": event.status,
-            "attempts": event.attempts,
-            "is_notice": event.is_notice,
-            "error_kind": event.error_kind,
-            "error": event.error,
-        }
+        payload = event.payload or message_payload(event)
         is_accepted = event.status in ("accepted", "delivered", "read")
         self._sends_ok = self._sends_ok and is_accepted
         meta = {
@@ -349,7 +312,7 @@ class RowPlanner:
     ) -> InsertPayload:
         meta: dict[str, Any] = {"offset_us": self._us(event.mono_ns)}
         if moments is not None:
-            meta.update(_moments(moments))
+            meta.update(moments_meta(moments))
         if extra_meta is not None:
             meta.update(extra_meta)
         return InsertPayload(
@@ -367,42 +330,3 @@ class RowPlanner:
 
     def _iso(self, event: TraceEvent) -> str:
         return self._anchor.at(event.mono_ns).isoformat()
-
-
-def _moments(timeline: Timeline) -> dict[str, Any]:
-    usage = timeline.usage
-    return {
-        "request_us": _whole_us(timeline.request_ns),
-        "first_byte_us": _whole_us(timeline.first_byte_ns),
-        "first_event_us": _whole_us(timeline.first_event_ns),
-        "first_token_us": _whole_us(timeline.first_token_ns),
-        "num_tools": timeline.num_tools,
-        "num_tool_errors": timeline.num_tool_errors,
-        "dropped_chunks": timeline.num_dropped_chunks,
-        "usage": None
-        if usage is None
-        else {
-            "input_tokens": usage.input_tokens,
-            "output_tokens": usage.output_tokens,
-            "total_tokens": usage.total_tokens,
-        },
-    }
-
-
-def _whole_us(duration_ns: int | None) -> int | None:
-    return None if duration_ns is None else duration_ns // 1_000
-
-
-def _legacy_usage(payload: dict[str, Any]) -> dict[str, Any]:
-    """Columns from the answer of an agent whose client speaks the predecessor's words."""
-    columns: dict[str, Any] = {}
-    usage = payload.get("usage")
-    if isinstance(usage, dict):
-        columns["agent_request_tokens"] = usage.get("request_tokens", usage.get("input_tokens"))
-        columns["agent_response_tokens"] = usage.get("response_tokens", usage.get("output_tokens"))
-    tools = payload.get("tool_calls")
-    if isinstance(tools, list):
-        columns["agent_tools_used"] = len(tools)
-    if payload.get("session_id") is not None:
-        columns["agent_session_id"] = payload["session_id"]
-    return columns

@@ -219,7 +219,7 @@ def build_timeline(
         is_content_verified=joined == final if can_verify else None,
         num_tools=story.num_tools,
         num_tool_errors=story.num_tool_errors,
-        usage=story.end.usage if isinstance(story.end, StreamCompleted | StreamFailed) else None,
+        usage=_usage_of(story.end),
         messages=tuple(story.messages),
     )
 
@@ -282,6 +282,20 @@ def _text_of(first_text: FirstTokenSeen | ChunkReceived | None) -> str | None:
     if first_text is None:
         return None
     return first_text.text if isinstance(first_text, ChunkReceived) else first_text.content
+
+
+def _usage_of(end: StreamCompleted | StreamFailed | AgentResponded | None) -> Usage | None:
+    if not isinstance(end, AgentResponded):
+        return None if end is None else end.usage
+    told = end.payload.get("usage")
+    if not isinstance(told, dict):
+        return None
+    # A whole answer's usage stands in its payload, in our words or in the predecessor's.
+    return Usage(
+        input_tokens=told.get("input_tokens", told.get("request_tokens")),
+        output_tokens=told.get("output_tokens", told.get("response_tokens")),
+        total_tokens=told.get("total_tokens"),
+    )
 
 
 class _Verdict(Struct, frozen=True):

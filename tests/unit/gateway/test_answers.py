@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from tests.unit.gateway.scripts import JOKE, telling
 
 from omni.errors import AgentFailed, AgentProtocolError, AgentRejected, AgentTimeout, AgentUnreachable
 from omni.gateway.notices import notice_for
@@ -11,7 +12,6 @@ from omni.testing import ScriptedAgent
 from omni.tracing.document import streaming_document
 from omni.tracing.stored import read_stored_trace
 from omni.tracing.streaming_trace_context import StreamingTraceContext, TraceContext
-from tests.unit.gateway.scripts import JOKE, telling
 
 RECIPIENT = "5511999990001@s.whatsapp.net"
 NO_ANSWER = notice_for("error", has_text=False, language="en")

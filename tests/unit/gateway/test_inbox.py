@@ -3,11 +3,11 @@
 import asyncio
 
 import pytest
+from tests.unit.gateway.scripts import JOKE, telling
 
 from omni.errors import InboxFull
 from omni.gateway.inbox import Inbox
 from omni.settings import Settings
-from tests.unit.gateway.scripts import JOKE, telling
 from omni.testing import ScriptedAgent
 
 

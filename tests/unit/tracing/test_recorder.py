@@ -5,6 +5,7 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.tracing.test_streaming_context import open_turn, read_back
 
 from omni.clock import Anchor
 from omni.errors import StoreError
@@ -15,7 +16,6 @@ from omni.tracing.packing import pack_chunks, unpack_chunks
 from omni.tracing.recorder import Recorder
 from omni.tracing.rows import RowPlanner
 from omni.tracing.service import Tracer
-from tests.unit.tracing.test_streaming_context import open_turn, read_back
 
 
 class FrozenStore(MemoryStore):

@@ -3,6 +3,7 @@
 Safe when several processes open the same database at once: one migrates, the others wait and find it done.
 """
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from alembic import command
@@ -12,7 +13,6 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
 from omni.errors import StoreError
-from omni.store.database import Database
 from omni.store.schema import SCHEMA_REVISION
 
 # Names our migrations among the advisory locks of a PostgreSQL server ("omni" in ASCII).
@@ -21,10 +21,10 @@ _LOCK_KEY = 0x6F6D6E69
 _LOCK_TIMEOUT_S = 60
 
 
-def migrate(database: Database) -> None:
-    """Run the migrations that are missing, in one transaction. Raises StoreError; the database is then as it was."""
-    with database.writing("migrating the schema") as connection:
-        if not database.is_sqlite:
+def migrate(transaction: AbstractContextManager[Connection], *, is_sqlite: bool) -> None:
+    """Run the migrations that are missing inside ``transaction``. Raises StoreError; the database is then as it was."""
+    with transaction as connection:
+        if not is_sqlite:
             # SQLite's write transaction is exclusive by itself; PostgreSQL's is made so here, until it ends.
             connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_S}s'"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
