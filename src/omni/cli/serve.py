@@ -4,6 +4,7 @@ import asyncio
 import logging
 import logging.config
 import socket
+from ipaddress import ip_address
 from typing import Annotated, Any
 
 import typer
@@ -38,10 +39,10 @@ def serve(
     _log_to_stderr(settings)
     listener = _listen(host or settings.api_host, settings.api_port if port is None else port)
     bound_host, bound_port = listener.getsockname()[:2]
-    own_host = _LOOPBACK if bound_host in ("0.0.0.0", "::") else bound_host  # noqa: S104 - a comparison
-    base_url = f"http://{own_host}:{bound_port}"
+    own_host = _LOOPBACK if ip_address(bound_host).is_unspecified else bound_host
+    base_url = f"http://[{own_host}]:{bound_port}" if ":" in own_host else f"http://{own_host}:{bound_port}"
     # The sandbox page carries the API key; it is offered by itself to this machine only.
-    offers_sandbox = sandbox if sandbox is not None or bound_host == own_host else False
+    offers_sandbox = sandbox if sandbox is not None or ip_address(bound_host).is_loopback else False
     app = create_app(settings, base_url=base_url, with_sandbox=offers_sandbox)
     _greet(settings, base_url, has_sandbox=app.state.sandbox is not None)
     _run(app, listener, settings)
