@@ -124,7 +124,8 @@ class RowPlanner:
         self.num_read = upto
         self._events = ()
         if self._pending and (flush_now or self.is_segment_due(now_ns)):
-            self._plan_chunks(self._pending, ops, is_segment=True)
+            packed = pack_chunks(self._pending, self._anchor, is_segment=True)
+            ops.append(self._chunks_row(packed, self._pending[-1]))
             self._has_segments = True
             self._pending = []
         return self._with_columns(ops)
@@ -190,7 +191,7 @@ class RowPlanner:
         self._columns.update(status="agent_called", agent_request_at=self._anchor.at(event.mono_ns))
 
     def _plan_completed(self, event: StreamCompleted, timeline: Timeline, ops: list[WriteOp]) -> None:
-        self._pack_stream(timeline, ops)
+        self._pack_stream(timeline, ops, "streaming_complete" if timeline.is_content_verified else None)
         complete = complete_payload(event, timeline, at=self._iso(event))
         response = streamed_response_payload(event, timeline)
         ops.append(self._row(event, "streaming_complete", complete, "stream_event", moments=timeline))
@@ -198,7 +199,7 @@ class RowPlanner:
         self._columns.update(self._agent_columns(timeline, is_success=True))
 
     def _plan_failed(self, event: StreamFailed, timeline: Timeline, ops: list[WriteOp]) -> None:
-        self._pack_stream(timeline, ops)
+        self._pack_stream(timeline, ops, "streaming_error")
         payload = error_payload(event, timeline, at=self._iso(event))
         ops.append(
             self._row(
@@ -237,7 +238,7 @@ class RowPlanner:
 
     def _plan_ended(self, event: TurnEnded, timeline: Timeline, ops: list[WriteOp]) -> None:
         if self._pending:  # a turn can end without its stream having been closed by its owner
-            self._pack_stream(timeline, ops)
+            self._pack_stream(timeline, ops, None)
         if self._losses != self._reported:
             self._reported = self._losses
             loss = {"dropped_chunks": self._losses[0], "lost_rows": self._losses[1]}
@@ -250,23 +251,22 @@ class RowPlanner:
             error_stage=event.error_stage,
         )
 
-    def _pack_stream(self, timeline: Timeline, ops: list[WriteOp]) -> None:
+    def _pack_stream(self, timeline: Timeline, ops: list[WriteOp], text_stage: str | None) -> None:
         if self._has_segments:
             ops.append(DropPayloads(self._trace_id, CHUNKS_STAGE))
             self._has_segments = False
         if timeline.chunks:
-            self._plan_chunks(timeline.chunks, ops, is_segment=False)
+            packed = pack_chunks(timeline.chunks, self._anchor, text_stage=text_stage)
+            ops.append(self._chunks_row(packed, timeline.chunks[-1]))
         self._pending = []
 
-    def _plan_chunks(self, chunks: Sequence[ChunkReceived], ops: list[WriteOp], *, is_segment: bool) -> None:
-        ops.append(
-            InsertPayload(
-                trace_id=self._trace_id,
-                stage=CHUNKS_STAGE,
-                payload_type="stream_event",
-                payload=pack_chunks(chunks, self._anchor, is_segment=is_segment),
-                timestamp=self._anchor.at(chunks[-1].mono_ns),
-            )
+    def _chunks_row(self, packed: dict[str, Any], last: ChunkReceived) -> InsertPayload:
+        return InsertPayload(
+            trace_id=self._trace_id,
+            stage=CHUNKS_STAGE,
+            payload_type="stream_event",
+            payload=packed,
+            timestamp=self._anchor.at(last.mono_ns),
         )
 
     def _agent_columns(self, timeline: Timeline, *, is_success: bool) -> dict[str, Any]:

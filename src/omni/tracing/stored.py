@@ -29,7 +29,7 @@ from omni.tracing.events import (
     TraceEvent,
     TurnEnded,
 )
-from omni.tracing.packing import unpack_chunks
+from omni.tracing.packing import TEXT_KEYS, unpack_chunks
 from omni.tracing.timeline import Timeline, build_timeline
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -63,7 +63,7 @@ def read_stored_trace(row: TraceRow, payloads: Sequence[PayloadRow]) -> StoredTr
     """The trace with its timeline. Damaged chunk rows count as dropped chunks when the stream's end says how many there were."""
     anchor = Anchor(wall_ns=_wall_ns(row.received_at), mono_ns=0)
     is_legacy = not any(isinstance(item.payload, dict) and "omni" in item.payload for item in payloads)
-    reader = _Reader(anchor)
+    reader = _Reader(anchor, _closing_texts(payloads))
     for item in payloads:
         if isinstance(item.payload, dict):
             reader.take(item, item.payload)
@@ -74,8 +74,9 @@ def read_stored_trace(row: TraceRow, payloads: Sequence[PayloadRow]) -> StoredTr
 
 
 class _Reader:
-    def __init__(self, anchor: Anchor) -> None:
+    def __init__(self, anchor: Anchor, text_by_stage: dict[str, str]) -> None:
         self._anchor = anchor
+        self._text_by_stage = text_by_stage
         self.events: list[TraceEvent] = []
         self.num_dropped = 0
         self._ending: Ending | None = None
@@ -116,7 +117,7 @@ class _Reader:
             self.num_dropped = max(self.num_dropped, int(payload.get("dropped_chunks") or 0))
             return
         try:
-            self.events.extend(unpack_chunks(payload, self._anchor))
+            self.events.extend(unpack_chunks(payload, self._anchor, text_by_stage=self._text_by_stage))
         except (KeyError, TypeError, ValueError):
             self.num_dropped += int(payload.get("count") or 0)
 
@@ -202,6 +203,14 @@ class _Reader:
 
     def _since_start(self, wall: datetime) -> int:
         return _wall_ns(wall) - self._anchor.wall_ns
+
+
+def _closing_texts(payloads: Sequence[PayloadRow]) -> dict[str, str]:
+    return {
+        row.stage: str(row.payload.get(TEXT_KEYS[row.stage]) or "")
+        for row in payloads
+        if row.stage in TEXT_KEYS and isinstance(row.payload, dict)
+    }
 
 
 def _usage(meta: dict[str, Any]) -> Usage | None:

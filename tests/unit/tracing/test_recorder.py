@@ -5,6 +5,7 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from tests.unit.tracing.test_streaming_context import open_turn, read_back
 
 from omni.clock import Anchor
@@ -194,7 +195,12 @@ def test_packing_keeps_every_chunk_exactly(pieces, first_index):
     for position, (text, gap_us, kind) in enumerate(pieces):
         now_ns += gap_us * 1_000
         chunks.append(ChunkReceived(now_ns, first_index + position, text, kind))
-    assert unpack_chunks(pack_chunks(chunks, anchor, is_segment=False), anchor) == chunks
+    assert unpack_chunks(pack_chunks(chunks, anchor), anchor, text_by_stage={}) == chunks
+    packed = pack_chunks(chunks, anchor, text_stage="streaming_complete")
+    whole = "".join(chunk.text for chunk in chunks)
+    assert unpack_chunks(packed, anchor, text_by_stage={"streaming_complete": whole}) == chunks
+    with pytest.raises(ValueError, match="not the one"):
+        unpack_chunks(packed, anchor, text_by_stage={"streaming_complete": whole + "!"})
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=12))
@@ -225,6 +231,30 @@ def _stored(rounds, trace, settings):
             planner.confirm_stored()
     rows = [(row.stage, row.payload_type, row.payload) for row in store.payloads]
     return sorted(rows, key=lambda row: (row[0], str(row[2]))), store.rows
+
+
+def test_a_changed_answer_is_noticed_when_the_chunks_are_read(tracer, recorder, store):
+    """The chunks do not silently take another text's pieces."""
+    trace = open_turn(tracer)
+    stream(trace, 4)
+    assert recorder.flush()
+    for position, row in enumerate(store.payloads):
+        if row.stage == "streaming_complete":
+            payload = row.payload | {"final_content": "x" * len(row.payload["final_content"])}
+            store.payloads[position] = structs.replace(row, payload=payload)
+    timeline = read_back(tracer, store, trace).timeline
+    assert (timeline.chunks, timeline.num_dropped_chunks) == ((), 4)
+
+
+def test_an_answer_that_is_not_its_chunks_keeps_both(tracer, store):
+    """A caller may close a stream with another text; then the chunks keep theirs and the trace says that they differ."""
+    trace = open_turn(tracer)
+    trace.log_agent_request({})
+    trace.log_streaming_chunk("one", 0)
+    trace.log_streaming_complete("another")
+    timeline = read_back(tracer, store, trace).timeline
+    assert ([chunk.text for chunk in timeline.chunks], timeline.content) == (["one"], "another")
+    assert timeline.is_content_verified is False
 
 
 @pytest.mark.parametrize("num_chunks", [1_000])
