@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -11,6 +12,7 @@ from omni.cli.opening import open_database
 from omni.model import InstanceConfig
 from omni.store.instances import SqlInstanceStore
 from omni.tracing.redact import mask_secret
+from omni.web.instance_forms import InstanceForm, new_instance_values
 
 instances_app = typer.Typer(
     help="Configure WhatsApp instances and the agents that answer for them.", no_args_is_help=True
@@ -65,22 +67,25 @@ def add_instance(
     ] = 60,
 ) -> None:
     """Add a WhatsApp instance answered by a Hive agent or team."""
+    values = _checked({
+        "name": name,
+        "channel_type": "whatsapp",
+        "whatsapp_instance": whatsapp_instance or name,
+        "evolution_url": evolution_url,
+        "evolution_key": evolution_key,
+        "agent_instance_type": "hive",
+        "agent_api_url": agent_url,
+        "agent_api_key": agent_key,
+        "agent_id": agent,
+        "agent_type": "team" if team else "agent",
+        "agent_stream_mode": stream,
+        "agent_timeout": timeout,
+    })  # fmt: skip
     with open_database() as database:
-        SqlInstanceStore(database).create({
-            "name": name,
-            "channel_type": "whatsapp",
-            "whatsapp_instance": whatsapp_instance or name,
-            "evolution_url": evolution_url,
-            "evolution_key": evolution_key,
-            "agent_instance_type": "hive",
-            "agent_api_url": agent_url,
-            "agent_api_key": agent_key,
-            "agent_id": agent,
-            "agent_type": "team" if team else "agent",
-            "agent_stream_mode": stream,
-            "agent_timeout": timeout,
-        })  # fmt: skip
-    Console().print(f"added {name}; set Evolution's webhook to http://<this host>:8882/webhook/evolution/{name}")
+        SqlInstanceStore(database).create(values)
+    Console().print(
+        f"added {name}; set Evolution's webhook to http://<this host>:8882/webhook/evolution/{name}", soft_wrap=True
+    )
 
 
 @instances_app.command("remove")
@@ -89,6 +94,15 @@ def remove_instance(name: Annotated[str, typer.Argument(help="The instance's nam
     with open_database() as database:
         SqlInstanceStore(database).delete(name)
     Console().print(f"removed {name}")
+
+
+def _checked(values: dict[str, Any]) -> dict[str, Any]:
+    """The column values, judged as the REST API judges them. Raises typer.BadParameter."""
+    try:
+        return new_instance_values(InstanceForm.model_validate(values))[0]
+    except ValidationError as exc:
+        problems = [f"{error['loc'][0]}: {str(error['msg']).removeprefix('Value error, ')}" for error in exc.errors()]
+        raise typer.BadParameter("; ".join(problems)) from exc
 
 
 def _masked(instance: InstanceConfig) -> dict[str, Any]:

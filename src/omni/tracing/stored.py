@@ -180,6 +180,7 @@ class _Reader:
         self.num_dropped = max(self.num_dropped, int(meta.get("dropped_chunks") or 0))
 
     def _take_message(self, row: PayloadRow, payload: dict[str, Any], meta: dict[str, Any], at_ns: int) -> None:
+        attempts = payload.get("attempts")  # 0 for a message that was never tried
         self.events.append(
             MessageSettled(
                 mono_ns=at_ns,
@@ -187,7 +188,7 @@ class _Reader:
                 recipient=payload.get("recipient"),
                 text=str(payload.get("text") or ""),
                 status=meta.get("status") or "failed",
-                attempts=int(payload.get("attempts") or 1),
+                attempts=attempts if isinstance(attempts, int) else 1,
                 queued_ns=_ns(meta.get("queued_us")),
                 started_ns=_ns(meta.get("started_us")),
                 accepted_ns=_ns(meta.get("accepted_us")),
