@@ -159,7 +159,7 @@ class OutboundMessage(Struct, frozen=True, kw_only=True):
 
     ``index`` counts from 0 within the answer. ``start`` and ``end`` are its code-point range in the whole answer, separators
     included, so that the ranges of an answer's messages tile it; ``first_chunk`` and ``last_chunk`` are the indexes of the chunks
-    its text came from, None for a notice that is not part of the answer.
+    that have a part in that range, None for a notice that is not part of the answer.
     """
 
     index: int

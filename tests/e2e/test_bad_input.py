@@ -102,9 +102,9 @@ REFUSALS: dict[str, tuple[Callable[[], AbstractAsyncContextManager[str]], Refusa
     ),
     "empty body": (
         partial(answering, 200, ""),
-        Refusal("the stream ended without a terminal event", stage="streaming", ending="incomplete"),
+        Refusal("the stream ended without a terminal event", stage="streaming_error", ending="incomplete"),
     ),
-    "error first": (partial(scripted, FailRun(INSIDE)), Refusal(INSIDE, stage="streaming")),
+    "error first": (partial(scripted, FailRun(INSIDE)), Refusal(INSIDE, stage="streaming_error")),
 }
 
 
@@ -164,11 +164,11 @@ MID_STREAM = {
     ),
     "dropped connection": (
         (DropConnection(),),
-        ("incomplete", "streaming", "the stream ended without a terminal event", CUT_SHORT),
+        ("incomplete", "streaming_error", "the stream ended without a terminal event", CUT_SHORT),
     ),
     "question for a person": (
         (AskPerson(tool_name="delete_order", args={"id": 77}),),
-        ("paused", "streaming", "the run waits for input", WAITING),
+        ("paused", "streaming_error", "the run waits for input", WAITING),
     ),
 }
 

@@ -38,14 +38,20 @@ async def add_agno(world: World, agno: AgnoServer, agent: str, **values: Any) ->
     return await world.add_instance(agno.base_url, agent_key=agno.api_key, agent=agent, **values)
 
 
-def request_stage(instance: str, agent: dict[str, str]) -> dict[str, Any]:
+def asked_stage(instance: str, agent: dict[str, str], *, streaming: bool = True) -> dict[str, Any]:
     return {
         "message": "Onde está o pedido?",
         "user_id": PHONE,
         "session_id": f"{instance}_{PHONE}",
         **agent,
-        "streaming": True,
+        "streaming": streaming,
         "recipient": PHONE_JID,
+    }
+
+
+def request_stage(instance: str, agent: dict[str, str]) -> dict[str, Any]:
+    return {
+        **asked_stage(instance, agent),
         "stream_mode": True,
         "trace_type": "streaming",
         "request_timestamp": TIME,
@@ -116,6 +122,7 @@ async def test_a_streamed_text_reaches_the_phone_in_paragraphs_and_its_trace_tel
         "error_message": None,
         "received_at": TIME,
         "headline": f"streamed in {MS}: 75 characters in 10 chunks, first token after {MS}, 3 messages accepted",
+        "agent_request": asked_stage(instance, {"agent_id": "text"}),
         "streaming_request": request_stage(instance, {"agent_id": "text"}),
         "first_token": first_token_stage("Olá", "RunContent"),
         "streaming_chunks": [
@@ -167,6 +174,7 @@ async def test_a_tool_is_counted_and_its_log_line_is_not_sent(world: World, agno
         "error_message": None,
         "received_at": TIME,
         "headline": f"streamed in {MS}: 56 characters in 8 chunks, first token after {MS}, 1 message accepted",
+        "agent_request": asked_stage(instance, {"agent_id": "tool"}),
         "streaming_request": request_stage(instance, {"agent_id": "tool"}),
         "first_token": first_token_stage("Vou ", "RunContent"),
         "streaming_chunks": [chunk(index, piece, "RunContent") for index, piece in enumerate(pieces)],
@@ -200,11 +208,12 @@ async def test_a_provider_that_fails_in_the_middle_leaves_the_partial_text_one_n
         "instance_name": instance,
         "status": "failed",
         "ending": "error",
-        "error_stage": "streaming",
+        "error_stage": "streaming_error",
         "error_message": PROVIDER_ERROR,
         "received_at": TIME,
-        "headline": f"error at streaming; streamed in {MS}: 24 characters in 3 chunks, first token after {MS}, "
+        "headline": f"error at streaming_error; streamed in {MS}: 24 characters in 3 chunks, first token after {MS}, "
         "2 messages accepted",
+        "agent_request": asked_stage(instance, {"agent_id": "error"}),
         "streaming_request": request_stage(instance, {"agent_id": "error"}),
         "first_token": first_token_stage("Começando ", "RunContent"),
         "streaming_chunks": [
@@ -216,8 +225,8 @@ async def test_a_provider_that_fails_in_the_middle_leaves_the_partial_text_one_n
         "streaming_error": {
             "streaming_error": True,
             "error_message": PROVIDER_ERROR,
-            "error_type": "str",
-            "error_stage": "streaming",
+            "error_type": "RunError",
+            "error_stage": "streaming_error",
             "ending": "error",
             "detail": None,
             "timestamp": TIME,
@@ -252,6 +261,7 @@ async def test_a_team_answers_once_and_its_member_is_not_heard(world: World, agn
         "error_message": None,
         "received_at": TIME,
         "headline": f"streamed in {MS}: 49 characters in 6 chunks, first token after {MS}, 1 message accepted",
+        "agent_request": asked_stage(instance, {"team_id": "team"}),
         "streaming_request": request_stage(instance, {"team_id": "team"}),
         "first_token": first_token_stage("Um instante", "TeamRunContent"),
         "streaming_chunks": [chunk(index, piece, "TeamRunContent") for index, piece in enumerate(pieces)],
@@ -300,6 +310,7 @@ async def test_an_instance_that_does_not_stream_gets_an_equally_complete_trace(w
         "error_message": None,
         "received_at": TIME,
         "headline": f"answered whole in {MS}: 75 characters, 3 messages accepted",
+        "agent_request": asked_stage(instance, {"agent_id": "text"}, streaming=False),
         "streaming_request": None,
         "first_token": None,
         "streaming_chunks": [],

@@ -232,9 +232,19 @@ class _StreamReader:
                 self._note_event(event.mono_ns)
                 self._take_end(event)
 
-    def fail(self, error: AgentError | str, *, ending: Ending, at_ns: int, usage: Usage | None = None) -> _AgentEnd:
-        stage = error.stage if isinstance(error, AgentError) else "streaming"
-        self._trace.log_streaming_error(error, stage, ending=ending, usage=usage, at_ns=at_ns)
+    def fail(
+        self,
+        error: AgentError | str,
+        *,
+        ending: Ending,
+        at_ns: int,
+        usage: Usage | None = None,
+        error_type: str | None = None,
+    ) -> _AgentEnd:
+        stage = error.stage if isinstance(error, AgentError) else "streaming_error"
+        self._trace.log_streaming_error(
+            error, stage, ending=ending, error_type=error_type or ending, usage=usage, at_ns=at_ns
+        )
         self.end = _AgentEnd(
             ending=ending, has_text=_has_text(self._texts), error_message=str(error), error_stage=stage
         )
@@ -255,7 +265,13 @@ class _StreamReader:
             self._trace.log_streaming_complete(text, data, usage=event.usage, at_ns=event.mono_ns)
             self.end = _AgentEnd(ending="completed", has_text=_has_text(self._texts))
         else:
-            self.fail(_cause_of(event), ending=event.ending, at_ns=event.mono_ns, usage=event.usage)
+            self.fail(
+                _cause_of(event),
+                ending=event.ending,
+                at_ns=event.mono_ns,
+                usage=event.usage,
+                error_type=event.event_type,
+            )
 
 
 class _ReplyReader:

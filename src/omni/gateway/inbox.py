@@ -17,6 +17,7 @@ from omni.channels.whatsapp.webhook import parse_webhook
 from omni.clock import NS_PER_S, Clock
 from omni.errors import InboxFull
 from omni.faults import fault_facts
+from omni.gateway.starting_line import StartingLine
 from omni.gateway.turn import Turn, Verdict
 from omni.model import Ignored, InstanceConfig
 from omni.settings import Settings
@@ -44,6 +45,7 @@ class Inbox:
         self._waiting: dict[tuple[str, str], deque[Turn]] = {}
         self._lanes: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._num_waiting = 0
+        self._starting_line = StartingLine()
         self._is_closing = False
 
     @property
@@ -124,6 +126,7 @@ class Inbox:
     async def _run_lane(self, key: tuple[str, str]) -> None:
         turns = self._waiting[key]
         try:
+            await self._starting_line.wait()
             while turns:
                 turn = turns.popleft()
                 self._num_waiting -= 1

@@ -28,6 +28,7 @@ def streaming_document(trace: StoredTrace) -> dict[str, Any]:
         "error_message": timeline.error_message or row.error_message,
         "received_at": None if row.received_at is None else row.received_at.isoformat(),
         "headline": _legacy_headline(trace) if trace.is_legacy else headline(timeline),
+        "agent_request": trace.payload_of("agent_request"),
         "streaming_request": trace.payload_of("streaming_request"),
         "first_token": trace.payload_of("first_token"),
         "streaming_chunks": _legacy_chunks(trace) if trace.is_legacy else _chunks(timeline),

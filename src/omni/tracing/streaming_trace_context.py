@@ -326,17 +326,21 @@ class StreamingTraceContext(TraceContext):
         error_stage: str = "streaming",
         *,
         ending: Ending = "error",
+        error_type: str | None = None,
         usage: Usage | None = None,
         at_ns: int | None = None,
     ) -> None:
-        """The stream ended in any other way; closes the trace as failed unless delivery is awaited."""
+        """The stream ended in any other way; closes the trace as failed unless delivery is awaited.
+
+        ``error_type`` names the cause when ``error`` is a sentence: the server's event, or how the stream ended.
+        """
         message = str(error) or type(error).__name__
         self._journal.append(
             StreamFailed(
                 mono_ns=self._now(at_ns),
                 ending=ending,
                 error_message=message,
-                error_type="str" if isinstance(error, str) else type(error).__name__,
+                error_type=type(error).__name__ if isinstance(error, BaseException) else error_type or ending,
                 error_stage=error_stage,
                 status_code=error.status_code if isinstance(error, OmniError) else None,
                 detail=error.detail if isinstance(error, OmniError) else None,

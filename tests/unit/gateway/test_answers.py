@@ -123,12 +123,12 @@ async def test_reading_never_waits_for_sending(route_to, tracer, channel, clock,
 @pytest.mark.parametrize(
     ("ending", "texts", "stage", "notice"),
     [
-        ("error", ["Olá\n\n", "meia fra"], "streaming", CUT_SHORT),
-        ("error", [], "streaming", NO_ANSWER),
-        ("incomplete", ["Primeira parte.\n\n", "Segun"], "streaming", CUT_SHORT),
-        ("incomplete", [], "streaming", NO_ANSWER),
-        ("paused", ["Vou apagar o pedido."], "streaming", notice_for("paused", has_text=True, language="en")),
-        ("cancelled", ["parte 0"], "streaming", notice_for("cancelled", has_text=True, language="en")),
+        ("error", ["Olá\n\n", "meia fra"], "streaming_error", CUT_SHORT),
+        ("error", [], "streaming_error", NO_ANSWER),
+        ("incomplete", ["Primeira parte.\n\n", "Segun"], "streaming_error", CUT_SHORT),
+        ("incomplete", [], "streaming_error", NO_ANSWER),
+        ("paused", ["Vou apagar o pedido."], "streaming_error", notice_for("paused", has_text=True, language="en")),
+        ("cancelled", ["parte 0"], "streaming_error", notice_for("cancelled", has_text=True, language="en")),
     ],
 )
 async def test_every_end_is_told_apart_and_the_tail_is_flushed(
