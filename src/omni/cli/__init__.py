@@ -1,31 +1,57 @@
 """The command ``omni``: serve, sandbox, traces, instances. Every command answers ``--help``; reading commands answer ``--json``.
 
 Exit codes: 0 done, 1 the thing asked for is not there or failed, 2 wrong arguments or settings.
+
+Commands are imported when they are called: reading a trace needs no HTTP server, and starting one takes two seconds of CPU.
 """
 
 import sys
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from omni import __version__
-from omni.cli.instances import instances_app
-from omni.cli.serve import sandbox, serve
-from omni.cli.traces import traces_app
-from omni.errors import OmniError, RecordNotFound, SettingsError
+from omni.errors import OmniError, SettingsError
+
+# Name -> (module, its Typer application); listed in the order of `omni --help`.
+_COMMANDS = {
+    "serve": ("omni.cli.serve", "serve_app"),
+    "sandbox": ("omni.cli.serve", "sandbox_app"),
+    "traces": ("omni.cli.traces", "traces_app"),
+    "instances": ("omni.cli.instances", "instances_app"),
+}
+
+
+class _LazyCommands(TyperGroup):
+    """A group that imports a command's module when the command is asked for."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override] # typer's Context is click's
+        """The names, in the order of the help."""
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override] # as above
+        """The command of that name, None when there is none."""
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        module, name = _COMMANDS[cmd_name]
+        command = typer.main.get_command(getattr(import_module(module), name))
+        command.name = cmd_name
+        return command
+
 
 app = typer.Typer(
+    cls=_LazyCommands,
     name="omni",
     help="WhatsApp to streaming AI agents, with traces that tell the truth.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command()(serve)
-app.command()(sandbox)
-app.add_typer(traces_app, name="traces")
-app.add_typer(instances_app, name="instances")
 
 
 @app.callback(invoke_without_command=True)
@@ -44,9 +70,6 @@ def main() -> None:
     except SettingsError as exc:
         _complain(exc)
         sys.exit(2)
-    except RecordNotFound as exc:
-        _complain(exc)
-        sys.exit(1)
     except OmniError as exc:
         _complain(exc)
         sys.exit(1)

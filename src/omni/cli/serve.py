@@ -22,11 +22,15 @@ from omni.sandbox.server import Sandbox
 from omni.settings import Settings, load_settings
 from omni.web.api_key import api_key_path
 
+serve_app = typer.Typer(pretty_exceptions_enable=False)
+sandbox_app = typer.Typer(pretty_exceptions_enable=False)
+
 # How many connections may wait to be accepted while the loop is busy.
 _BACKLOG = 2048
 _LOOPBACK = "127.0.0.1"
 
 
+@serve_app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; the setting API_HOST when not given.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on, 0 for a free one; else API_PORT.")] = None,
@@ -45,6 +49,7 @@ def serve(
         _serve(settings, listener, with_sandbox=sandbox)
 
 
+@sandbox_app.command()
 def sandbox(
     port: Annotated[int, typer.Option(help="Port to listen on, 0 for a free one.")] = 8883,
     omni_url: Annotated[str, typer.Option(help="Where the Omni to be tried listens.")] = "http://127.0.0.1:8882",
@@ -54,19 +59,20 @@ def sandbox(
     """Run the simulated Evolution API, phone and Hive agent alone, for an Omni elsewhere on this machine."""
     settings = load_settings()
     _log_to_stderr(settings)
-    listener = _listen(_LOOPBACK, port)
-    base_url = f"http://{_LOOPBACK}:{listener.getsockname()[1]}"
     simulated = Sandbox(
         webhook_url=f"{omni_url}/webhook/evolution/{instance}",
         instance_name=instance,
         api_base=omni_url,
         api_key=api_key,
     )
-    console = Console()
-    console.print(f"phone      {base_url}/phone")
-    console.print(f"evolution  {base_url}/evolution")
-    console.print(f"hive       {base_url}/hive")
-    asyncio.run(_serve_sandbox(simulated, listener, settings))
+    with _listen(_LOOPBACK, port) as listener:
+        base_url = f"http://{_LOOPBACK}:{listener.getsockname()[1]}"
+        console = Console()
+        for name in ("phone", "evolution", "hive"):
+            console.print(f"{name:<10} {base_url}/{name}", soft_wrap=True)
+        _leave_on_sigterm()
+        with suppress(KeyboardInterrupt):
+            asyncio.run(_serve_sandbox(simulated, listener, settings))
 
 
 def _serve(settings: Settings, listener: socket.socket, *, with_sandbox: bool | None) -> None:
@@ -134,10 +140,14 @@ def _run(app: FastAPI, listener: socket.socket, settings: Settings) -> None:
     # What stands by now stays for good. Walking it in every full collection held the loop up for 60 to 200 ms under load.
     gc.collect()
     gc.freeze()
-    # uvicorn stops in order and raises the signal again afterwards; to be stopped as asked is no failure.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    _leave_on_sigterm()
     with suppress(KeyboardInterrupt):  # the same after Ctrl-C
         _Server(_config(app, settings), app.state.sandbox).run(sockets=[listener])
+
+
+def _leave_on_sigterm() -> None:
+    # uvicorn stops in order and raises the signal again afterwards; to be stopped as asked is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
 
 def _greet(settings: Settings, base_url: str, *, has_sandbox: bool) -> None:

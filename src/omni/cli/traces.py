@@ -5,7 +5,7 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from omni.cli.opening import open_database
@@ -19,6 +19,16 @@ from omni.tracing.stored import read_stored_trace
 
 traces_app = typer.Typer(help="Read traces.", no_args_is_help=True)
 
+_COLUMNS = (
+    ("trace", 8),
+    ("received UTC", 14),
+    ("instance", 6),
+    ("status", 9),
+    ("agent ms", 8),
+    ("total ms", 8),
+    ("chars", 6),
+    ("error", 5),
+)
 _STATUS_STYLE = {"completed": "green", "failed": "red", "error": "red"}
 
 
@@ -89,25 +99,16 @@ def _find(reader: SqlTraceReader, wanted: str) -> TraceRow:
 
 def _table(rows: list[TraceRow]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in (
-        "trace",
-        "received (UTC)",
-        "instance",
-        "type",
-        "status",
-        "agent ms",
-        "total ms",
-        "characters",
-        "error",
-    ):
-        table.add_column(name, justify="right" if name.endswith(("ms", "characters")) else "left", no_wrap=True)
+    # In a narrow terminal the names give way; ids, times and figures do not.
+    for name, width in _COLUMNS:
+        side: JustifyMethod = "right" if name.endswith(("ms", "chars")) else "left"
+        table.add_column(name, justify=side, min_width=width, overflow="ellipsis", no_wrap=True)
     for row in rows:
         status = row.status or "?"
         table.add_row(
             row.trace_id[:8],
-            "?" if row.received_at is None else f"{row.received_at:%Y-%m-%d %H:%M:%S}",
+            "?" if row.received_at is None else f"{row.received_at:%m-%d %H:%M:%S}",
             row.instance_name or "?",
-            row.message_type or "?",
             f"[{_STATUS_STYLE.get(status, 'yellow')}]{status}[/]",
             _number(row.agent_processing_time_ms),
             _number(row.total_processing_time_ms),
