@@ -94,7 +94,9 @@ def _databases(folder: Path):
 def _measure_on(dialect: str, url: str):
     database = Database.open(url)
     clock = SystemClock()
-    recorder = Recorder(SqlTraceSink(database), clock=clock, settings=Settings(_env_file=None, trace_queue_events=10**7))
+    recorder = Recorder(
+        SqlTraceSink(database), clock=clock, settings=Settings(_env_file=None, trace_queue_events=10**7)
+    )
     recorder.start()
     tracer = Tracer(clock=clock, recorder=recorder, reader=None)
     rows = []
@@ -111,12 +113,16 @@ def _measure_on(dialect: str, url: str):
             loop_us.append((time.thread_time() - loop) / num_chunks * 1e6)
             recorder.flush(deadline_s=60)
             all_us.append((time.process_time() - cpu) / num_chunks * 1e6)
-        rows.append((f"{dialect}: event loop CPU per chunk, {num_chunks:,} chunks", median(loop_us), "µs", LOOP_BUDGET_US))
+        rows.append(
+            (f"{dialect}: event loop CPU per chunk, {num_chunks:,} chunks", median(loop_us), "µs", LOOP_BUDGET_US)
+        )
         rows.append((f"{dialect}: CPU per chunk all in, {num_chunks:,} chunks", median(all_us), "µs", ALL_IN_BUDGET_US))
     rows.append((f"{dialect}: raw limit, append (clock, text) to a list", raw_us, "µs", None))
     rows.append((f"{dialect}: all in at 4,000 chunks / raw limit", rows[3][1] / raw_us, "x", None))
     rows.append((f"{dialect}: all in at 100,000 chunks / at 4,000", rows[5][1] / rows[3][1], "x", 1.5))
-    rows.append((f"{dialect}: chunks persisted, 200 streams of 1,000", _rate(tracer, recorder), "chunks/s", RATE_BUDGET))
+    rows.append(
+        (f"{dialect}: chunks persisted, 200 streams of 1,000", _rate(tracer, recorder), "chunks/s", RATE_BUDGET)
+    )
     recorder.stop(deadline_s=60)
     database.close()
     return rows
@@ -180,9 +186,11 @@ def _measure_bytes(folder: Path):
             ).fetchall()
         )
     connection.close()
+    # The chunks' text stands in the stage that closes the stream, so both rows together are the chunks.
+    chunks = sizes["streaming_chunks"] + sizes["streaming_complete"]
     return [
-        ("bytes per chunk on disk: text, offsets, sizes, types (1,000 chunks)", sizes["streaming_chunks"] / 1_000, "bytes", BYTES_BUDGET),
-        ("bytes per chunk of all payloads of that trace, the answer twice more", sum(sizes.values()) / 1_000, "bytes", None),
+        ("bytes per chunk: text, offsets, sizes, types (1,000 chunks)", chunks / 1_000, "bytes", BYTES_BUDGET),
+        ("bytes per chunk: every payload of that trace", sum(sizes.values()) / 1_000, "bytes", BYTES_BUDGET),
     ]
 
 

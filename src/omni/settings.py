@@ -38,35 +38,48 @@ class Settings(BaseSettings):
         0, ge=0, le=3650, description="Days after which traces may be removed automatically; 0 keeps them until asked."
     )
     trace_max_payload_size: int = Field(
-        1_048_576, ge=1_024, description="Largest stored payload in characters of JSON; longer strings in it are cut and marked."
+        1_048_576,
+        ge=1_024,
+        description="Largest stored payload in characters of JSON; longer strings in it are cut and marked.",
     )
     trace_include_sensitive: bool = Field(
         False, description="Whether keys and media bytes in webhooks are stored as they are instead of redacted."
     )
     trace_queue_events: int = Field(
-        200_000, ge=1_000, description="Trace events that may wait for the writer; beyond it chunk records are shed and counted."
+        200_000,
+        ge=1_000,
+        description="Trace events that may wait for the writer; beyond it chunk records are shed and counted.",
     )
     trace_flush_ms: int = Field(
         50, ge=1, le=10_000, description="Milliseconds between the writer's transactions while there is work."
     )
     trace_segment_ms: int = Field(
-        200, ge=10, le=60_000, description="Milliseconds after which chunks of a running stream are stored, before its end."
+        200,
+        ge=10,
+        le=60_000,
+        description="Milliseconds after which chunks of a running stream are stored, before its end.",
     )
     webhook_max_bytes: int = Field(
         26_214_400, ge=1_024, description="Largest webhook body accepted, in bytes (media may come inside it)."
     )
     inbox_max_waiting: int = Field(
-        10_000, ge=1, description="Messages that may wait for their turn, all chats together; beyond it webhooks get 503."
+        10_000,
+        ge=1,
+        description="Messages that may wait for their turn, all chats together; beyond it webhooks get 503.",
     )
     message_spacing_ms: int = Field(
-        500, ge=0, le=60_000, description="Milliseconds between two messages to one chat, counted from the last accepted one."
+        500,
+        ge=0,
+        le=60_000,
+        description="Milliseconds between two messages to one chat, counted from the last accepted one.",
     )
     message_max_chars: int = Field(
-        4096, ge=16, le=4096, description="Longest WhatsApp message in characters; longer paragraphs are cut at a safe place."
+        4096,
+        ge=16,
+        le=4096,
+        description="Longest WhatsApp message in characters; longer paragraphs are cut at a safe place.",
     )
-    send_timeout_ms: int = Field(
-        30_000, ge=100, description="Milliseconds Evolution may take to answer one call."
-    )
+    send_timeout_ms: int = Field(30_000, ge=100, description="Milliseconds Evolution may take to answer one call.")
     send_attempts: int = Field(
         3, ge=1, le=10, description="Attempts per message while Evolution says the failure is passing."
     )
@@ -74,9 +87,7 @@ class Settings(BaseSettings):
         500, ge=0, le=60_000, description="Milliseconds before the second attempt; doubles with each further one."
     )
     typing_indicator: bool = Field(True, description="Whether the typing sign is shown while the agent writes.")
-    agent_connect_timeout_ms: int = Field(
-        10_000, ge=100, description="Milliseconds for connecting to an agent server."
-    )
+    agent_connect_timeout_ms: int = Field(10_000, ge=100, description="Milliseconds for connecting to an agent server.")
     answer_groups: bool = Field(False, description="Whether messages in groups are answered (instances may override).")
     require_webhook_auth: bool = Field(
         False, description="Whether webhooks without a key or token are refused for every instance."
@@ -84,6 +95,12 @@ class Settings(BaseSettings):
     language: Literal["en", "pt"] = Field("en", description="Language of the notices users get when an answer fails.")
     stop_deadline_ms: int = Field(
         10_000, ge=0, description="Milliseconds running answers get to finish when the server stops."
+    )
+    loop_probe_ms: int = Field(
+        50,
+        ge=1,
+        le=10_000,
+        description="Milliseconds between two readings of the event loop's lag, which the health route shows.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="How much is logged.")
 

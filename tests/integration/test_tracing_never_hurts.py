@@ -72,7 +72,13 @@ async def answer_once(tracer, settings, message_id="M1"):
         message_type="text",
     )
     request = AgentRequest(
-        base_url="http://hive.test", api_key=None, agent_kind="agent", agent_id="a", message="oi", session_id="s", user_id="u"
+        base_url="http://hive.test",
+        api_key=None,
+        agent_kind="agent",
+        agent_id="a",
+        message="oi",
+        session_id="s",
+        user_id="u",
     )
     trace = tracer.open_turn(message, is_streaming=True)
     question = Question(instance=INSTANCE, request=request, recipient=message.reply_to, chat_key=message.chat_key)

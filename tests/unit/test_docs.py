@@ -30,7 +30,20 @@ def test_every_figure_of_the_document_is_defined():
 
 def test_every_stage_is_documented():
     text = (REFERENCE / "stages.md").read_text(encoding="utf-8")
-    stages = ["webhook_received", "agent_request", "streaming_request", "streaming_start", "first_token", "streaming_chunks", "streaming_complete", "streaming_error", "agent_response", "evolution_send", "message_receipt", "streaming_chunk"]
+    stages = [
+        "webhook_received",
+        "agent_request",
+        "streaming_request",
+        "streaming_start",
+        "first_token",
+        "streaming_chunks",
+        "streaming_complete",
+        "streaming_error",
+        "agent_response",
+        "evolution_send",
+        "message_receipt",
+        "streaming_chunk",
+    ]
     assert [stage for stage in stages if f"`{stage}`" not in text] == []
 
 

@@ -18,7 +18,9 @@ def stand_still(clock, duration_ms):
 
 async def wait_for_readings(lag, num):
     async with asyncio.timeout(PATIENCE_S):
-        while lag.figures()["num_readings"] < num:
+        while True:
+            if lag.figures()["num_readings"] >= num:
+                return
             await asyncio.sleep(0)
 
 

@@ -89,7 +89,11 @@ def test_failed_stream_names_stage_and_cause():
     events = [
         AgentRequested(mono_ns=0, payload={}, is_streaming=True),
         StreamFailed(
-            mono_ns=80 * MS, ending="timeout", error_message="silence", error_type="AgentTimeout", error_stage="streaming_error"
+            mono_ns=80 * MS,
+            ending="timeout",
+            error_message="silence",
+            error_type="AgentTimeout",
+            error_stage="streaming_error",
         ),
         TurnEnded(mono_ns=90 * MS, ending="timeout", error_message="silence", error_stage="streaming_error"),
     ]

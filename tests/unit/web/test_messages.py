@@ -36,7 +36,9 @@ async def test_a_text_goes_out_as_one_message_and_its_id_is_answered(desk: Desk,
             "trace_id": "trace-out",
         },
     )
-    assert [(name, sent.recipient, sent.text) for name, sent in desk.channel.sent] == [("support", PHONE, "Bom dia! 🐛")]
+    assert [(name, sent.recipient, sent.text) for name, sent in desk.channel.sent] == [
+        ("support", PHONE, "Bom dia! 🐛")
+    ]
 
 
 async def test_what_was_sent_is_recorded_with_its_outcome(desk: Desk, client: httpx.AsyncClient):
