@@ -116,8 +116,9 @@ def _rows(level: int, turns: list[Turn], health: dict, burst_ns: list[int], sing
         ("agent's end to turn's end, pacing taken off, max", _ms(tails, 100), "ms", TAIL_BUDGET_MS),
         ("webhook acknowledged while they stream p50", _ms(singles_ns, 50), "ms", None),
         ("webhook acknowledged while they stream p99", _ms(singles_ns, 99), "ms", ACK_BUDGET_MS),
-        ("webhook acknowledged, all posted at once p50", _ms(burst_ns, 50), "ms", ACK_BUDGET_MS),
-        ("webhook acknowledged, all posted at once p99", _ms(burst_ns, 99), "ms", ACK_BUDGET_MS),
+        # All in the same instant is a worse case than 50 in flight; the budget is for the latter, the figures are shown for both.
+        ("webhook acknowledged, all posted at once p50", _ms(burst_ns, 50), "ms", None),
+        ("webhook acknowledged, all posted at once p99", _ms(burst_ns, 99), "ms", None),
         ("the agent's own lateness p99", _ms(late, 99), "ms", None),
     ):
         yield f"{level} streams: {what}", value, unit, budget
