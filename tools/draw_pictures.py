@@ -89,7 +89,9 @@ def _draw_trace(base_url: str, key: str, trace_id: str) -> None:
         draw_document(document, console)
         svg = console.export_svg(title="omni traces show last")
     # The default template fetches its font from elsewhere; any monospaced font of the reader's will do.
-    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL).replace("Fira Code", "ui-monospace, Menlo, Consolas")
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL).replace(
+        "Fira Code", "ui-monospace, Menlo, Consolas"
+    )
     (PICTURES / "trace.svg").write_text(svg, encoding="utf-8")
 
 

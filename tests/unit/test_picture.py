@@ -1,5 +1,7 @@
 """The terminal's picture of a trace, compared whole."""
 
+from io import StringIO
+
 from rich.console import Console
 
 from omni.cli.picture import draw_document, draw_stream
@@ -76,10 +78,9 @@ def test_stream_is_drawn_with_its_gaps_and_messages():
 
 
 def test_whole_trace_fits_the_terminal():
-    console = Console(width=100, record=True, file=open("/dev/null", "w", encoding="utf-8"))
+    console = Console(width=100, record=True, file=StringIO())
     draw_document(document(joke()), console)
     text = console.export_text()
-    console.file.close()
     assert "streamed in 450 ms: 68 characters in 5 chunks, first token after 150 ms, 2 messages accepted" in text
     assert "0.0 ms    150.0 ms  300.0 ms       150.0 ms       0.0 ms    600.0 ms" in text
     assert max(len(line) for line in text.splitlines()) <= 100
