@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from fastapi_offline import FastAPIOffline
 
 from omni.errors import SettingsError
 from omni.web import health, instances, messages, traces, webhook
@@ -50,7 +51,8 @@ def create_web_app(parts: WebParts, *, lifespan: Lifespan | None = None) -> Fast
         finally:
             close_context(context)
 
-    app = FastAPI(
+    # The same application with the manual's scripts served from here: it works without a network.
+    app = FastAPIOffline(
         title="Omni",
         version=parts.version,
         description=_ABOUT,

@@ -130,3 +130,12 @@ def test_the_description_carries_the_projects_name_and_version(desk: Desk):
     info = create_web_app(dataclasses.replace(desk.parts(), version="1.2.3")).openapi()["info"]
 
     assert (info["title"], info["version"]) == ("Omni", "1.2.3")
+
+
+async def test_the_manual_needs_no_other_server(client: httpx.AsyncClient):
+    """An operator without a way to the internet reads it too: every script and style comes from Omni itself."""
+    page = (await client.get("/docs")).text
+
+    assert re.findall(r"https?://", page) == []
+    for path in re.findall(r'(?:src|href)="(/[^"]+)"', page):
+        assert (await client.get(path)).status_code == 200
