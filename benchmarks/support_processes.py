@@ -82,10 +82,15 @@ class Server:
 @contextmanager
 def world() -> Iterator[Server]:
     """The simulated agent and Evolution (``support_world``)."""
-    with _process([sys.executable, "-m", "benchmarks.support_world"], cwd=ROOT, env=dict(os.environ)) as child:
-        assert child.stdout is not None
-        port = json.loads(child.stdout.readline())["port"]
-        yield Server(f"http://127.0.0.1:{port}", child.pid)
+    with _serving("benchmarks.support_world") as server:
+        yield server
+
+
+@contextmanager
+def streaming_agent() -> Iterator[Server]:
+    """An agent that writes as fast or as evenly as it can (``support_stream``)."""
+    with _serving("benchmarks.support_stream") as server:
+        yield server
 
 
 @contextmanager
@@ -122,6 +127,15 @@ def add_instance(server: Server, around: Server, name: str = INSTANCE) -> None:
             "agent_stream_mode": True,
         },
     )
+
+
+@contextmanager
+def _serving(module: str) -> Iterator[Server]:
+    """A module that prints the port it serves on."""
+    with _process([sys.executable, "-m", module], cwd=ROOT, env=dict(os.environ)) as child:
+        assert child.stdout is not None
+        port = json.loads(child.stdout.readline())["port"]
+        yield Server(f"http://127.0.0.1:{port}", child.pid)
 
 
 @contextmanager
