@@ -216,3 +216,17 @@ async def test_a_page_from_elsewhere_asks_for_the_key(phone, open_page):
     await page.get_by_role("button", name="Use key").click()
 
     await expect(page.locator("#ending")).to_have_text("completed", timeout=15_000)
+
+
+async def test_durations_keep_the_digits_that_tell_them_apart(open_page):
+    page = await open_page()
+    read = "async (values) => values.map((await import('./static/trace_panel.js')).duration)"
+    assert await page.evaluate(read, [None, 0.4, 999.4, 1234, 61_234, 61_789, 720_000]) == [
+        "unknown",
+        "0 ms",
+        "999 ms",
+        "1.23 s",
+        "61.2 s",
+        "61.8 s",
+        "12.0 min",
+    ]

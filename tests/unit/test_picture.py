@@ -103,3 +103,53 @@ def test_failed_stream_names_stage_and_cause():
         "timeout at streaming_error; streamed in 80 ms: 0 characters in 0 chunks, no text came, 0 messages accepted"
     )
     assert draw_stream(document([]), 40) == []
+
+
+def test_status_of_an_unsent_message_stays_inside_the_picture():
+    events = [
+        AgentRequested(mono_ns=0, payload={}, is_streaming=True),
+        ChunkReceived(100 * MS, 0, "Half a par"),
+        MessageSettled(
+            mono_ns=200 * MS,
+            index=0,
+            recipient="x",
+            text="Half a par",
+            status="not_sent",
+            queued_ns=200 * MS,
+            first_chunk=0,
+            last_chunk=0,
+        ),
+        TurnEnded(mono_ns=200 * MS, ending="cancelled"),
+    ]
+    lines = [line.plain.rstrip() for line in draw_stream(document(events), 30)]
+    assert lines[2] == "message 1".ljust(32) + "not_sent ◆"
+
+
+def test_a_turn_that_never_asked_has_no_request_in_its_picture():
+    told = document([TurnEnded(mono_ns=500 * MS, ending="interrupted")])
+    lines = [line.plain.rstrip() for line in draw_stream(told, 30)]
+    assert lines[1] == "stream      not asked"
+
+
+def test_narrow_terminal_shows_every_figure_whole():
+    console = Console(width=40, record=True, file=StringIO())
+    draw_document(document(joke()), console)
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert lines[-14:] == [
+        "queue            0.0 ms",
+        "agent wait     150.0 ms",
+        "stream         300.0 ms",
+        "delivery tail  150.0 ms",
+        "unaccounted      0.0 ms",
+        "turn total     600.0 ms",
+        "",
+        "message 1  accepted",
+        "210.0 ms to 240.0 ms",
+        "Why do programmers prefer dark mode?",
+        "",
+        "message 2  accepted",
+        "450.0 ms to 600.0 ms",
+        "Because light attracts bugs! 🐛",
+    ]
+    # The sentence is one long line, which the terminal wraps.
+    assert max(len(line) for line in lines if not line.startswith("streamed in")) <= 40

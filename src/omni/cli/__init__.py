@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 from typer.core import TyperGroup
 
 from omni import __version__
@@ -76,4 +77,5 @@ def main() -> None:
 
 
 def _complain(error: OmniError) -> None:
-    Console(stderr=True).print(f"[bold red]omni:[/] {error}", highlight=False, soft_wrap=True)
+    # As text, not as markup: the sentence may quote what was typed.
+    Console(stderr=True).print(Text.assemble(("omni:", "bold red"), f" {error}"), highlight=False, soft_wrap=True)

@@ -1,15 +1,18 @@
 """``omni instances``: which WhatsApp instances are configured, and adding one without writing JSON."""
 
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import msgspec
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from omni.cli.opening import open_database
 from omni.model import InstanceConfig
+from omni.settings import load_settings
 from omni.store.instances import SqlInstanceStore
 from omni.tracing.redact import mask_secret
 from omni.web.instance_forms import InstanceForm, new_instance_values
@@ -36,11 +39,11 @@ def list_instances(
         table.add_column(name)
     for instance in known:
         table.add_row(
-            instance.name,
-            f"{instance.agent_type} {instance.agent_id or '?'} ({instance.agent_instance_type})",
+            Text(instance.name),
+            Text(f"{instance.agent_type} {instance.agent_id or '?'} ({instance.agent_instance_type})"),
             "streaming" if instance.streaming_enabled else "whole",
-            instance.agent_api_url or "?",
-            instance.evolution_url or "?",
+            Text(instance.agent_api_url or "?"),
+            Text(instance.evolution_url or "?"),
             "yes" if instance.is_active else "no",
         )
     Console().print(table)
@@ -52,13 +55,15 @@ def add_instance(
         str, typer.Argument(help="The instance's name, also at Evolution unless --whatsapp-instance differs.")
     ],
     agent_url: Annotated[str, typer.Option(help="Where Hive listens, e.g. http://127.0.0.1:8886")],
-    agent_key: Annotated[str, typer.Option(help="Hive's API key.", envvar="OMNI_AGENT_KEY")],
     evolution_url: Annotated[str, typer.Option(help="Where Evolution API listens, e.g. http://127.0.0.1:8080")],
     evolution_key: Annotated[
         str, typer.Option(help="Evolution's key or the instance's token.", envvar="OMNI_EVOLUTION_KEY")
     ],
     agent: Annotated[str, typer.Option(help="Id of the agent or team.")],
     *,
+    agent_key: Annotated[
+        str, typer.Option(help="Hive's API key; none when it has none.", envvar="OMNI_AGENT_KEY", show_default=False)
+    ] = "",
     whatsapp_instance: Annotated[str | None, typer.Option(help="The instance's name at Evolution.")] = None,
     team: Annotated[bool, typer.Option("--team", help="--agent names a team.")] = False,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Deliver while the agent writes.")] = True,
@@ -83,9 +88,9 @@ def add_instance(
     })  # fmt: skip
     with open_database() as database:
         SqlInstanceStore(database).create(values)
-    Console().print(
-        f"added {name}; set Evolution's webhook to http://<this host>:8882/webhook/evolution/{name}", soft_wrap=True
-    )
+    port = load_settings().api_port
+    address = f"http://<this host>:{port}/webhook/evolution/{quote(name)}"
+    typer.echo(f"added {name}; set Evolution's webhook to {address}")
 
 
 @instances_app.command("remove")
@@ -93,7 +98,7 @@ def remove_instance(name: Annotated[str, typer.Argument(help="The instance's nam
     """Remove an instance; its traces stay."""
     with open_database() as database:
         SqlInstanceStore(database).delete(name)
-    Console().print(f"removed {name}")
+    typer.echo(f"removed {name}")
 
 
 def _checked(values: dict[str, Any]) -> dict[str, Any]:

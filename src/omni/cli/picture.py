@@ -3,6 +3,7 @@
 Everything is read from the streaming document, so the picture shows what the REST API answers.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +13,8 @@ from rich.text import Text
 _LEVELS = "▁▂▃▄▅▆▇█"
 _LABEL_COLUMNS = 12
 _MIN_COLUMNS = 30
+# Below this the tables would have to cut figures, so they stand one below the other.
+_TABLE_COLUMNS = 76
 # What the columns before the text take in the table of messages.
 _FIGURE_COLUMNS = 60
 _STAGE_NAMES = {
@@ -45,12 +48,16 @@ def draw_document(document: dict[str, Any], console: Console) -> None:
     for line in draw_stream(document, max(console.width - _LABEL_COLUMNS - 1, _MIN_COLUMNS)):
         console.print(line, no_wrap=True, crop=True)
     console.print()
+    messages = document["delivery"]["messages"]
+    if console.width < _TABLE_COLUMNS:
+        console.print(_stage_list(document["timeline"]))
+        for line in _message_lines(messages):
+            console.print(line, no_wrap=True, overflow="ellipsis")
+        return
     console.print(_stage_table(document["timeline"]))
-    if document["delivery"]["messages"]:
+    if messages:
         console.print()
-        console.print(
-            _message_table(document["delivery"]["messages"], max(console.width - _FIGURE_COLUMNS, _MIN_COLUMNS))
-        )
+        console.print(_message_table(messages, max(console.width - _FIGURE_COLUMNS, _MIN_COLUMNS)))
 
 
 def draw_stream(document: dict[str, Any], num_columns: int) -> list[Text]:
@@ -92,6 +99,8 @@ def _chunk_line(chunks: list[dict[str, Any]], timeline: dict[str, Any], scale: _
             sizes[scale.column(chunk["offset_ms"])] += max(chunk["size"] or 0, 1)
     largest = max(sizes, default=0)
     first, last = timeline["request_ms"], timeline["stream_end_ms"]
+    if first is None and not chunks:
+        return Text("stream".ljust(_LABEL_COLUMNS)).append("not asked", style="dim")
     start = scale.column(first) if first is not None else 0
     stop = scale.column(last) if last is not None else scale.num_columns - 1
     line = Text("stream".ljust(_LABEL_COLUMNS))
@@ -115,7 +124,10 @@ def _message_line(message: dict[str, Any], scale: _Scale) -> Text:
     queued = scale.column(message["queued_ms"])
     accepted = message["accepted_ms"]
     if accepted is None:
-        return line.append(" " * queued).append("◆ ", style="yellow").append(message["status"], style="red")
+        status = message["status"]
+        if queued + len(status) + 2 <= scale.num_columns:
+            return line.append(" " * queued).append("◆ ", style="yellow").append(status, style="red")
+        return line.append(f"{status} ".rjust(queued), style="red").append("◆", style="yellow")
     ended = max(scale.column(accepted), queued)
     line.append(" " * queued).append("◆", style="yellow")
     if ended > queued:
@@ -143,6 +155,28 @@ def _stage_table(timeline: dict[str, Any]) -> Table:
     return table
 
 
+def _stage_list(timeline: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    for key, name in _STAGE_NAMES.items():
+        table.add_row(Text(name, style="bold"), _ms(timeline["stages"][key]))
+    return table
+
+
+def _message_lines(messages: list[dict[str, Any]]) -> Iterator[Text]:
+    for message in messages:
+        yield Text()
+        yield Text.assemble((f"message {message['index'] + 1}  ", "bold"), _status(message))
+        yield Text(f"{_ms(message['queued_ms'])} to {_ms(message['accepted_ms'])}")
+        yield Text(" ".join(str(message["text"]).split()))
+
+
+def _status(message: dict[str, Any]) -> Text:
+    status = str(message["status"])
+    return Text(status, style="red" if status in ("failed", "not_sent") else "green")
+
+
 def _message_table(messages: list[dict[str, Any]], text_columns: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("message", "chunks", "queued", "accepted", "status", "text"):
@@ -155,7 +189,7 @@ def _message_table(messages: list[dict[str, Any]], text_columns: int) -> Table:
             chunks,
             _ms(message["queued_ms"]),
             _ms(message["accepted_ms"]),
-            Text(message["status"], style="red" if message["status"] in ("failed", "not_sent") else "green"),
+            _status(message),
             Text(text if len(text) <= text_columns else f"{text[: text_columns - 1]}…"),
         )
     return table

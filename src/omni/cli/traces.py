@@ -1,12 +1,13 @@
 """``omni traces list`` and ``omni traces show``: what happened, read from the database and drawn in the terminal."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Annotated
 
 import msgspec
 import typer
 from rich.console import Console, JustifyMethod
 from rich.table import Table
+from rich.text import Text
 
 from omni.cli.opening import open_database
 from omni.cli.picture import draw_document
@@ -19,16 +20,11 @@ from omni.tracing.stored import read_stored_trace
 
 traces_app = typer.Typer(help="Read traces.", no_args_is_help=True)
 
-_COLUMNS = (
-    ("trace", 8),
-    ("received UTC", 14),
-    ("instance", 6),
-    ("status", 9),
-    ("agent ms", 8),
-    ("total ms", 8),
-    ("chars", 6),
-    ("error", 5),
-)
+_COLUMNS = ("trace", "received UTC", "instance", "status", "agent ms", "total ms", "chars", "error")
+# What a narrow terminal leaves out, first to last; and the names that are cut before anything is left out.
+_EXPENDABLE = ("instance", "error", "agent ms", "chars", "received UTC")
+_LEAST_NAME_COLUMNS = {"instance": 6, "error": 5}
+_GAP_COLUMNS = 2
 _STATUS_STYLE = {"completed": "green", "failed": "red", "error": "red"}
 
 
@@ -43,9 +39,7 @@ def list_traces(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON array.")] = False,
 ) -> None:
     """List traces, newest first."""
-    since = None
-    if hours is not None:
-        since = wall_datetime(SystemClock.wall_ns()) - timedelta(hours=hours)
+    since = None if hours is None else _hours_ago(hours)
     with open_database() as database:
         rows = SqlTraceReader(database).list_traces(
             TraceFilter(instance_name=instance, phone=phone, status=status, received_from=since, limit=limit)
@@ -57,7 +51,7 @@ def list_traces(
     if not rows:
         console.print("no traces")
         return
-    console.print(_table(rows))
+    console.print(_table(rows, num_columns=console.width))
 
 
 @traces_app.command("show")
@@ -97,25 +91,50 @@ def _find(reader: SqlTraceReader, wanted: str) -> TraceRow:
     return matches[0]
 
 
-def _table(rows: list[TraceRow]) -> Table:
+def _hours_ago(hours: float) -> datetime:
+    try:
+        if hours >= 0:
+            return wall_datetime(SystemClock.wall_ns()) - timedelta(hours=hours)
+    except OverflowError:
+        pass
+    raise typer.BadParameter("must be a number of hours that reaches back to a date", param_hint="--hours")
+
+
+def _table(rows: list[TraceRow], *, num_columns: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    # In a narrow terminal the names give way; ids, times and figures do not.
-    for name, width in _COLUMNS:
+    lines = [_cells(row) for row in rows]
+    shown = _columns_that_fit(lines, num_columns)
+    for name, width in shown.items():
         side: JustifyMethod = "right" if name.endswith(("ms", "chars")) else "left"
         table.add_column(name, justify=side, min_width=width, overflow="ellipsis", no_wrap=True)
-    for row in rows:
-        status = row.status or "?"
-        table.add_row(
-            row.trace_id[:8],
-            "?" if row.received_at is None else f"{row.received_at:%m-%d %H:%M:%S}",
-            row.instance_name or "?",
-            f"[{_STATUS_STYLE.get(status, 'yellow')}]{status}[/]",
-            _number(row.agent_processing_time_ms),
-            _number(row.total_processing_time_ms),
-            _number(row.agent_response_length),
-            row.error_stage or "",
-        )
+    for cells in lines:
+        table.add_row(*[cells[name] for name in shown])
     return table
+
+
+def _columns_that_fit(lines: list[dict[str, Text]], num_columns: int) -> dict[str, int]:
+    """Least widths by name. Whole columns give way in a narrow terminal: a figure cut short would be another figure."""
+    widths = {name: max(len(name), *(cells[name].cell_len for cells in lines)) for name in _COLUMNS}
+    widths |= {name: min(widths[name], least) for name, least in _LEAST_NAME_COLUMNS.items()}
+    for name in _EXPENDABLE:
+        if sum(widths.values()) + _GAP_COLUMNS * (len(widths) - 1) <= num_columns:
+            break
+        del widths[name]
+    return widths
+
+
+def _cells(row: TraceRow) -> dict[str, Text]:
+    status = row.status or "?"
+    return {
+        "trace": Text(row.trace_id[:8]),
+        "received UTC": Text("?" if row.received_at is None else f"{row.received_at:%m-%d %H:%M:%S}"),
+        "instance": Text(row.instance_name or "?"),
+        "status": Text(status, style=_STATUS_STYLE.get(status, "yellow")),
+        "agent ms": Text(_number(row.agent_processing_time_ms)),
+        "total ms": Text(_number(row.total_processing_time_ms)),
+        "chars": Text(_number(row.agent_response_length)),
+        "error": Text(row.error_stage or ""),
+    }
 
 
 def _number(value: int | None) -> str:

@@ -13,7 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-from omni.channels.whatsapp.webhook import parse_webhook
+from omni.channels.whatsapp.webhook import each_message, parse_webhook
 from omni.clock import NS_PER_S, Clock
 from omni.errors import InboxFull
 from omni.faults import fault_facts
@@ -64,20 +64,14 @@ class Inbox:
             self._seen.add(instance_name, message_id)
 
     def take(self, instance: InstanceConfig, body: Mapping[str, Any]) -> Verdict:
-        """Decide about one webhook. Never waits. Raises WebhookMalformed and InboxFull."""
+        """Decide about one webhook. Never waits. Raises WebhookMalformed and InboxFull.
+
+        Of several messages in one webhook each is decided about; the verdict is that of the first that becomes a turn. When one
+        of them finds the inbox full, Evolution brings all again, and those taken are repeats then.
+        """
         received_ns = self._clock.mono_ns()
-        answers_groups = instance.answers_groups or self._settings.answer_groups
-        parsed = parse_webhook(body, instance_name=instance.name, answers_groups=answers_groups)
-        if isinstance(parsed, Ignored):
-            return self._ignore(instance, parsed, received_ns)
-        if self._seen.has(instance.name, parsed.message_id):
-            return Verdict(status="ignored", reason="repeat")
-        if self._is_closing or self._num_waiting >= self._settings.inbox_max_waiting:
-            raise InboxFull("too many messages are waiting; deliver this one again later", retryable=True)
-        self._seen.add(instance.name, parsed.message_id)
-        trace = self._tracer.open_turn(parsed, is_streaming=instance.streaming_enabled, received_ns=received_ns)
-        self._queue(Turn(instance=instance, message=parsed, trace=trace))
-        return Verdict(status="success", trace_id=trace.trace_id)
+        verdicts = [self._take_message(instance, one, received_ns) for one in each_message(body)]
+        return next((verdict for verdict in verdicts if verdict.status == "success"), verdicts[0])
 
     async def aclose(self, *, deadline_s: float) -> None:
         """Take nothing new, let running turns finish until the deadline, then cut them off; each is on record."""
@@ -96,6 +90,20 @@ class Inbox:
         for lane in unfinished:
             lane.cancel()
         await asyncio.gather(*unfinished, return_exceptions=True)
+
+    def _take_message(self, instance: InstanceConfig, body: Mapping[str, Any], received_ns: int) -> Verdict:
+        answers_groups = instance.answers_groups or self._settings.answer_groups
+        parsed = parse_webhook(body, instance_name=instance.name, answers_groups=answers_groups)
+        if isinstance(parsed, Ignored):
+            return self._ignore(instance, parsed, received_ns)
+        if self._seen.has(instance.name, parsed.message_id):
+            return Verdict(status="ignored", reason="repeat")
+        if self._is_closing or self._num_waiting >= self._settings.inbox_max_waiting:
+            raise InboxFull("too many messages are waiting; deliver this one again later", retryable=True)
+        self._seen.add(instance.name, parsed.message_id)
+        trace = self._tracer.open_turn(parsed, is_streaming=instance.streaming_enabled, received_ns=received_ns)
+        self._queue(Turn(instance=instance, message=parsed, trace=trace))
+        return Verdict(status="success", trace_id=trace.trace_id)
 
     def _ignore(self, instance: InstanceConfig, ignored: Ignored, received_ns: int) -> Verdict:
         log.debug(

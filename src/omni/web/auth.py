@@ -5,17 +5,19 @@ before the body is read, in the route class itself, so a route made by ``keyed_r
 """
 
 from collections.abc import Callable, Coroutine
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, Request, Security
 from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader, HTTPBearer
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message
 
 from omni.web.context import context_of
 from omni.web.credentials import carries_any, carries_key
-from omni.web.errors import RequestRefused, documented
+from omni.web.errors import RequestRefused, documented, input_refused
 from omni.web.request_body import MAX_REQUEST_BYTES, read_bounded
 
 _METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
@@ -36,7 +38,7 @@ def keyed_router(prefix: str, *, tag: str) -> APIRouter:
 
 
 class KeyedRoute(APIRoute):
-    """A route that checks the key first and then reads a body of bounded size."""
+    """A route that checks the key first, then the address, and then reads a body of bounded size."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler with the checks in front."""
@@ -44,9 +46,16 @@ class KeyedRoute(APIRoute):
 
         async def checked(request: Request) -> Response:
             demand_api_key(request)
+            _refuse_nul(request)
             if request.method in _METHODS_WITH_BODY:
                 request = _with_body(request, await read_bounded(request, max_bytes=MAX_REQUEST_BYTES))
-            return await answer(request)
+            try:
+                return await answer(request)
+            except HTTPException as exc:
+                # The framework's word for a body that is no UTF-8 or is nested too deeply; other broken JSON is a 422 with it.
+                if exc.status_code != HTTPStatus.BAD_REQUEST:
+                    raise
+                raise input_refused("body", "is not valid JSON") from exc
 
         return checked
 
@@ -61,6 +70,13 @@ def demand_api_key(request: Request) -> None:
         else "The API key is missing: send it as x-api-key or as Authorization: Bearer."
     )
     raise RequestRefused(sentence, code="unauthorized", status_code=401)
+
+
+def _refuse_nul(request: Request) -> None:
+    """Raise RequestRefused (422) for what no name, id or number can hold and PostgreSQL takes nowhere."""
+    for field, value in (*request.path_params.items(), *request.query_params.multi_items()):
+        if "\0" in str(value):
+            raise input_refused(field, "must not hold a NUL character")
 
 
 def _with_body(request: Request, body: bytes) -> Request:

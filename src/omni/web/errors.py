@@ -18,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omni.errors import OmniError, StoreError, WebhookError
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 _FAILED_SENTENCE = "The server failed while answering this request."
 _STORE_SENTENCE = "The database cannot be reached at the moment; try again later."
 _STORE_CODES = {404: "record_not_found", 409: "conflict", 422: "request_invalid"}
+_METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 _ROUTE_SENTENCES = {
     404: ("route_not_found", "There is no such route."),
     405: ("method_not_allowed", "This route does not take that method."),
@@ -133,13 +135,23 @@ async def _answer_omni_error(_request: Request, exc: Exception) -> Response:
     return _reply(500, "internal_error", exc.stage, _FAILED_SENTENCE)
 
 
-async def _answer_http_exception(_request: Request, exc: Exception) -> Response:
+async def _answer_http_exception(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     phrase = HTTPStatus(exc.status_code).phrase
     code, sentence = _snake_case(phrase), str(exc.detail)
     if sentence == phrase:
         code, sentence = _ROUTE_SENTENCES.get(exc.status_code, (code, f"{phrase}."))
-    return _reply(exc.status_code, code, "request", sentence, headers=exc.headers)
+    headers = dict(exc.headers or {})
+    if exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_methods_of(request))
+    return _reply(exc.status_code, code, "request", sentence, headers=headers)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """The methods this address takes. The framework names those of the first route that has the path, and there may be several."""
+    scopes = [(method, {**request.scope, "method": method}) for method in _METHODS]
+    routes = request.app.router.routes
+    return [method for method, scope in scopes if any(route.matches(scope)[0] is Match.FULL for route in routes)]
 
 
 async def _answer_invalid_request(_request: Request, exc: Exception) -> Response:

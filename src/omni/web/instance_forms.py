@@ -57,8 +57,14 @@ def _checked_key(key: str) -> str:
     return key
 
 
+def _checked_agent_key(key: str) -> str:
+    """An agent server may have no key at all, which the table writes as an empty one."""
+    return key if key == "" else _checked_key(key)
+
+
 Url = Annotated[str, AfterValidator(_checked_url)]
 Key = Annotated[str, AfterValidator(_checked_key)]
+AgentKey = Annotated[str, AfterValidator(_checked_agent_key)]
 TimeoutSeconds = Annotated[int, Field(ge=1, le=3600)]
 SpacingMs = Annotated[int, Field(ge=0, le=60_000)]
 
@@ -83,7 +89,7 @@ class InstanceForm(BaseModel):
     webhook_base64: bool | None = Field(None, description="Whether Evolution sends media inside its webhooks.")
     agent_instance_type: Literal["automagik", "hive"] = "automagik"
     agent_api_url: Url = Field(description="Address of the agent server.")
-    agent_api_key: Key = Field(description="The agent server's API key. Shown masked.")
+    agent_api_key: AgentKey = Field(description="The agent server's API key, empty when it has none. Shown masked.")
     agent_id: str = Field("default", description="Agent or team to ask.")
     agent_type: Literal["agent", "team"] = "agent"
     agent_timeout: TimeoutSeconds = Field(DEFAULT_AGENT_TIMEOUT_S, description=_ABOUT_TIMEOUT)
@@ -111,7 +117,7 @@ class InstanceChange(BaseModel):
     webhook_base64: bool = True
     agent_instance_type: Literal["automagik", "hive"] = "automagik"
     agent_api_url: Url = ""
-    agent_api_key: Key = ""
+    agent_api_key: AgentKey = ""
     agent_id: str | None = None
     agent_type: Literal["agent", "team"] = "agent"
     agent_timeout: TimeoutSeconds = DEFAULT_AGENT_TIMEOUT_S

@@ -20,6 +20,7 @@ from omni.web.instance_forms import (
     new_instance_values,
     show_instance,
 )
+from omni.web.store_calls import MAX_OFFSET
 
 router = keyed_router("/instances", tag="instances")
 
@@ -65,7 +66,7 @@ async def create_instance(request: Request, form: InstanceForm) -> Response:
 @router.get("", summary="List instances", response_model=list[InstanceReply])
 async def list_instances(
     request: Request,
-    skip: Annotated[int, Query(ge=0, description="Instances to leave out at the beginning.")] = 0,
+    skip: Annotated[int, Query(ge=0, le=MAX_OFFSET, description="Instances to leave out at the beginning.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000, description="Most instances to list.")] = 100,
 ) -> Response:
     """List instances in the order they were made, keys masked."""

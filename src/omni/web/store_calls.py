@@ -20,6 +20,9 @@ THREADS = 8
 CALL_TIMEOUT_S = 30.0
 """Seconds a caller waits for the store, waiting for a thread included, before it is told to come back later."""
 
+MAX_OFFSET = 2**31 - 1
+"""Most rows a listing may leave out at its beginning: what every database and every client can count to."""
+
 T = TypeVar("T")
 
 

@@ -20,6 +20,7 @@ from omni.ports import TraceFilter, TraceReader, TraceRow
 from omni.web.auth import keyed_router
 from omni.web.context import WebContext, context_of
 from omni.web.errors import documented, input_refused
+from omni.web.store_calls import MAX_OFFSET
 from omni.web.times import iso_utc, read_moment
 from omni.web.trace_replies import (
     CleanupReply,
@@ -86,7 +87,7 @@ async def list_traces(
     agent_session_id: Annotated[str | None, Query(description="Only traces of this session at the agent.")] = None,
     has_media: Annotated[bool | None, Query(description="Only messages with media, or only without.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000, description="Most traces to list.")] = 50,
-    offset: Annotated[int, Query(ge=0, description="Traces to leave out at the beginning.")] = 0,
+    offset: Annotated[int, Query(ge=0, le=MAX_OFFSET, description="Traces to leave out at the beginning.")] = 0,
 ) -> Response:
     """List traces, newest first. Without dates, and unless `all_time` is set, those of the last 24 hours."""
     if phone and sender_phone and phone != sender_phone:

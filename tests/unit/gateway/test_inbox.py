@@ -68,6 +68,20 @@ async def test_a_message_becomes_a_turn_at_once(inbox, answers, instance):
     assert answers.texts == ["oi"]
 
 
+async def test_every_message_of_a_list_becomes_a_turn(inbox, answers, instance):
+    """Data that is a list may hold more than one message; the second one used to be lost without a word."""
+    bodies = [webhook(f"text {number}", message_id=f"M{number}") for number in range(3)]
+    listed = bodies[0] | {"data": [body["data"] for body in bodies]}
+
+    first = inbox.take(instance, listed)
+    again = inbox.take(instance, listed)
+    await settle()
+
+    assert (first.status, first.trace_id is not None) == ("success", True)
+    assert (again.status, again.reason) == ("ignored", "repeat")
+    assert answers.texts == ["text 0", "text 1", "text 2"]
+
+
 async def test_repeats_are_ignored_for_a_day(inbox, answers, instance, clock):
     """F26: the same id is answered once, however often it comes."""
     inbox.take(instance, webhook())

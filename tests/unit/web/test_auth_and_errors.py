@@ -146,8 +146,51 @@ async def test_an_unknown_route_or_method_has_the_same_shape(
     assert (answer.status_code, answer.json()) == (status, refusal(status, code, sentence))
 
 
-async def test_a_wrong_method_names_the_right_ones(client: httpx.AsyncClient):
-    assert (await client.put("/health")).headers["allow"] == "GET"
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/health", "GET"),
+        ("PATCH", "/api/v1/instances", "GET, POST"),
+        ("POST", "/api/v1/instances/support", "DELETE, GET, PUT"),
+        ("PUT", "/webhook/evolution/support", "POST"),
+    ],
+)
+async def test_a_wrong_method_names_all_the_right_ones(client: httpx.AsyncClient, method: str, path: str, allowed: str):
+    answer = await client.request(method, path)
+
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/api/v1/instances/a%00b", "name"),
+        ("/api/v1/traces/%00", "trace_id"),
+        ("/api/v1/traces/%00/streaming", "trace_id"),
+        ("/api/v1/traces/phone/%00", "phone"),
+        ("/api/v1/traces?instance_name=%00", "instance_name"),
+        ("/api/v1/traces?limit=5&trace_status=done%00", "trace_status"),
+    ],
+)
+async def test_a_nul_in_an_address_is_refused_before_the_database_has_to(
+    desk: Desk, client: httpx.AsyncClient, path: str, field: str
+):
+    """PostgreSQL has no NUL in its texts: the driver's refusal looked like a database that is down."""
+    answer = await client.get(path)
+
+    problem = "must not hold a NUL character"
+    assert (answer.status_code, answer.json()) == (
+        422,
+        refusal(422, "request_invalid", f"{field}: {problem}", fields=[{"field": field, "message": problem}]),
+    )
+    assert (desk.instances.num_reads, desk.traces.asked) == (1, [])
+
+
+@pytest.mark.parametrize("path", ["/api/v1/instances?skip={}", "/api/v1/traces?all_time=true&offset={}"])
+async def test_what_no_database_can_count_to_is_a_422(client: httpx.AsyncClient, path: str):
+    answers = [await client.get(path.format(number)) for number in (2**31 - 1, 2**31, 10**30)]
+
+    assert [answer.status_code for answer in answers] == [200, 422, 422]
 
 
 async def test_invalid_inputs_are_named_and_never_repeated(client: httpx.AsyncClient):
@@ -183,6 +226,8 @@ async def test_invalid_inputs_are_named_and_never_repeated(client: httpx.AsyncCl
         (b"{", "body: is not valid JSON"),
         (b"", "body: field required"),
         (b"[]", "body: input should be a valid dictionary or object to extract fields from"),
+        (b'{"name": "\xff"}', "body: is not valid JSON"),
+        (b"[" * 100_000, "body: is not valid JSON"),
     ],
 )
 async def test_a_body_that_is_no_object_is_a_422(client: httpx.AsyncClient, body: bytes, sentence: str):

@@ -349,3 +349,20 @@ def test_a_row_is_shown_only_in_fields_the_reply_documents():
 
     assert InstanceReply.model_validate(show_instance(row))
     assert "password" not in show_instance(row)
+
+
+async def test_an_agent_server_without_a_key_is_configured_with_an_empty_one(client: httpx.AsyncClient):
+    """An Agno server has no key unless it is given one."""
+    form = {"name": "open", "agent_api_url": "http://hive:8886", "agent_api_key": ""}
+
+    made = await client.post("/api/v1/instances", json=form)
+    keyed = await client.put("/api/v1/instances/open", json={"agent_api_key": "hive-9876543210fedcba-secret"})
+    opened = await client.put("/api/v1/instances/open", json={"agent_api_key": ""})
+    blank = await client.put("/api/v1/instances/open", json={"agent_api_key": "  "})
+
+    assert [(answer.status_code, answer.json().get("agent_api_key")) for answer in (made, keyed, opened, blank)] == [
+        (201, ""),
+        (200, "hive…cret"),
+        (200, ""),
+        (422, None),
+    ]

@@ -87,6 +87,16 @@ async def test_an_inactive_instance_ignores_every_event(desk: Desk, client: http
     assert desk.taken == []
 
 
+async def test_a_nul_in_the_instances_name_is_an_unknown_instance(desk: Desk, client: httpx.AsyncClient):
+    """PostgreSQL cannot be asked for one, and the 503 for that made Evolution call again and again."""
+    desk.instances.num_reads = 0
+
+    answer = await client.post("/webhook/evolution/%00", json={"event": "connection.update"})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "instance_not_found")
+    assert desk.instances.num_reads == 0
+
+
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [

@@ -310,6 +310,8 @@ def test_a_quote_is_seen_wherever_the_context_stands(message, data):
         ("soon", None),
         (True, None),
         (0, None),
+        ("9" * 5_000, None),
+        (10**400, None),
     ],
 )
 def test_whatsapps_stamp_is_read_in_all_its_forms_and_unknown_is_none(stamp, sent_at_s):

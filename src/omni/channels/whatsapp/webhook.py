@@ -31,6 +31,10 @@ UPSERT = "messages.upsert"
 _CHAT_ALTERNATIVES = ("remoteJidAlt", "senderPn")
 _PARTICIPANT_ALTERNATIVES = ("participantAlt", "participantPn", "senderPn")
 
+# 2 to the 33rd: the year 2242. Whatever is beyond it is no stamp, and Python will not even read digits by the thousand.
+_LATEST_STAMP_S = 1 << 33
+_LATEST_STAMP_DIGITS = 10
+
 
 def event_of(body: object) -> str:
     """The envelope's event in its dotted form: MESSAGES_UPSERT and messages-upsert are ``messages.upsert``.
@@ -41,6 +45,14 @@ def event_of(body: object) -> str:
     if not isinstance(event, str) or not event:
         raise WebhookMalformed("The webhook names no event.")
     return event.lower().replace("_", ".").replace("-", ".")
+
+
+def each_message(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The webhook as often as it holds messages, one in each: ``data`` may be a list of several."""
+    data = body.get("data")
+    if not isinstance(data, list) or len(data) < 2:
+        return [body]
+    return [{**body, "data": message} for message in data]
 
 
 def parse_webhook(body: object, *, instance_name: str, answers_groups: bool = False) -> InboundMessage | Ignored:
@@ -75,7 +87,7 @@ def _envelope(body: object) -> Mapping[str, Any]:
 
 
 def _message_data(envelope: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The message: ``data`` itself or, as some versions send it, the first of a list."""
+    """The message: ``data`` itself or, as some versions send it, the first of a list (see ``each_message``)."""
     data = envelope.get("data")
     if isinstance(data, list) and data:
         data = data[0]
@@ -143,8 +155,8 @@ def _whole_seconds(stamp: object) -> int | None:
     """WhatsApp's stamp: a number, its digits as a string, or a 64-bit integer in two halves."""
     if isinstance(stamp, Mapping):
         stamp = stamp.get("low")
-    if isinstance(stamp, str) and stamp.isascii() and stamp.isdigit():
-        return int(stamp)
-    if isinstance(stamp, int | float) and not isinstance(stamp, bool) and stamp > 0:
+    if isinstance(stamp, str) and stamp.isascii() and stamp.isdigit() and len(stamp) <= _LATEST_STAMP_DIGITS:
+        stamp = int(stamp)
+    if isinstance(stamp, int | float) and not isinstance(stamp, bool) and 0 < stamp <= _LATEST_STAMP_S:
         return int(stamp)
     return None

@@ -142,7 +142,8 @@ export class TracePanel {
 export function duration(ms) {
   if (ms == null) return "unknown";
   if (ms < 1000) return `${Math.round(ms)} ms`;
-  return ms < 60000 ? `${(ms / 1000).toFixed(ms < 10000 ? 2 : 1)} s` : `${(ms / 60000).toFixed(1)} min`;
+  // Minutes only where tenths of a second no longer matter: an answer that timed out after one is told apart by them.
+  return ms < 600000 ? `${(ms / 1000).toFixed(ms < 10000 ? 2 : 1)} s` : `${(ms / 60000).toFixed(1)} min`;
 }
 
 function count(number, one, many = `${one}s`) {
