@@ -60,7 +60,7 @@ class Runtime:
     def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
         self.settings = settings
         self.clock: Clock = clock or SystemClock()
-        self.database = Database.open(settings.resolved_database_url)
+        self.database = Database.open(settings.resolved_database_url, setting=settings.database_setting)
         self.reader = SqlTraceReader(self.database)
         self.instances = SqlInstanceStore(self.database, clock=self.clock)
         self.recorder: Recorder | None = None
@@ -154,6 +154,7 @@ def create_app(settings: Settings, *, base_url: str, with_sandbox: bool | None =
             deadline_s = settings.stop_deadline_ms / 1000
             stack.push_async_callback(runtime.delivery.aclose, deadline_s)
             stack.push_async_callback(runtime.inbox.aclose, deadline_s=deadline_s)
+            stack.callback(runtime.streamer.note_stopping)
             await asyncio.to_thread(_remember_recent, runtime)
             retention = asyncio.create_task(_keep_retention(runtime), name="omni-retention")
             stack.push_async_callback(_cancel, retention)

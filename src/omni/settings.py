@@ -123,6 +123,11 @@ class Settings(BaseSettings):
         return self.sqlite_database_path.parent
 
     @property
+    def database_setting(self) -> str:
+        """The variable that says which database is opened."""
+        return f"{ENV_PREFIX}{'DATABASE_URL' if self.database_url else 'SQLITE_DATABASE_PATH'}"
+
+    @property
     def resolved_database_url(self) -> str:
         """The URL to open: DATABASE_URL with the psycopg driver named, or the SQLite file."""
         url = self.database_url

@@ -10,7 +10,8 @@ from omni.store.database import Database
 @contextmanager
 def open_database() -> Iterator[Database]:
     """The database of the settings. Raises SettingsError and StoreError."""
-    database = Database.open(load_settings().resolved_database_url)
+    settings = load_settings()
+    database = Database.open(settings.resolved_database_url, setting=settings.database_setting)
     try:
         yield database
     finally:

@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 # Characters of the question kept in the stage streaming_start, as the predecessor kept them; agent_request has it whole.
 _PREVIEW_CHARS = 100
+_CUT_OFF = "the turn was cut off before it was done"
 
 
 class Question(Struct, frozen=True, kw_only=True):
@@ -70,6 +71,7 @@ class AnswerStreamer:
         self._language: Language = language
         self._running: dict[str, tuple[Question, TraceContext]] = {}
         self._num_by_ending: dict[str, int] = {}
+        self._cut_off_ending: Ending = "cancelled"
 
     async def answer(self, question: Question, agent: AgentBackend, trace: TraceContext) -> bool:
         """Answer one question and close its trace; True when the whole answer was accepted by the channel.
@@ -87,8 +89,8 @@ class AnswerStreamer:
             async with self._typing.shown(question.instance, question.recipient) as sign:
                 end, outcomes = await self._ask_and_deliver(question, agent, trace, sign)
         except asyncio.CancelledError:
-            cut_off = _AgentEnd(ending="cancelled", error_message="the turn was cut off", error_stage="cancelled")
-            self._close(trace, cut_off)
+            ending = self._cut_off_ending
+            self._close(trace, _AgentEnd(ending=ending, error_message=_CUT_OFF, error_stage=ending))
             raise
         finally:
             self._running.pop(trace.trace_id, None)
@@ -114,6 +116,10 @@ class AnswerStreamer:
             answer.abandon()
             answer.finish()
             raise
+
+    def note_stopping(self) -> None:
+        """The process is about to stop: turns cut off from here on were interrupted, not cancelled by anybody."""
+        self._cut_off_ending = "interrupted"
 
     async def refuse(self, turn: Turn, error: SettingsError) -> bool:
         """Close a turn that cannot be asked because its instance is not set up for it; the user gets one notice."""
@@ -149,7 +155,7 @@ class AnswerStreamer:
         self, question: Question, agent: AgentBackend, trace: TraceContext, answer: AnswerDelivery
     ) -> _AgentEnd:
         request = question.request
-        trace.log_agent_request(_request_payload(question))
+        trace.log_agent_request(_request_payload(question), is_streaming=request.stream)
         if isinstance(trace, StreamingTraceContext) and request.stream:
             trace.log_streaming_start({
                 f"{request.agent_kind}_id": request.agent_id,
@@ -166,7 +172,7 @@ class AnswerStreamer:
         except AgentError as exc:
             return reader.fail(exc, ending=_ending_of(exc), at_ns=self._clock.mono_ns())
         except asyncio.CancelledError:
-            reader.fail("the turn was cut off", ending="cancelled", at_ns=self._clock.mono_ns())
+            reader.fail(_CUT_OFF, ending=self._cut_off_ending, at_ns=self._clock.mono_ns())
             raise
         return reader.end or reader.fail(
             "the agent's stream ended without a word about its end", ending="incomplete", at_ns=self._clock.mono_ns()
@@ -303,7 +309,7 @@ class _ReplyReader:
                 pass
 
     def fail(self, error: AgentError | str, *, ending: Ending, at_ns: int, usage: Usage | None = None) -> _AgentEnd:
-        stage = error.stage if isinstance(error, AgentError) else "agent_response"
+        stage = whole_stage(error)
         status = error.status_code if isinstance(error, AgentError) else None
         detail = error.detail if isinstance(error, AgentError) else None
         payload = {"success": False, "ending": ending, "error": str(error), "detail": detail}
@@ -369,6 +375,12 @@ def _request_payload(question: Question) -> dict[str, Any]:
 
 def _has_text(texts: list[str]) -> bool:
     return any(text.strip() for text in texts)
+
+
+def whole_stage(error: AgentError | str) -> str:
+    """The stage at which a whole answer failed: there is no stream that could have."""
+    is_before = isinstance(error, AgentError) and error.stage == "agent_request"
+    return "agent_request" if is_before else "agent_response"
 
 
 def _ending_of(error: AgentError) -> Ending:

@@ -10,7 +10,7 @@ from typing import Any, cast
 from msgspec import structs
 
 from omni.errors import AgentError, AgentFailed
-from omni.gateway.hive_streamer import Question
+from omni.gateway.hive_streamer import Question, whole_stage
 from omni.model import AgentEvent, FirstByte, RequestWritten, RunEnded, TextDelta, ToolCall
 from omni.ports import AgentBackend
 from omni.tracing.streaming_trace_context import TraceContext
@@ -26,7 +26,7 @@ async def ask_whole(question: Question, agent: AgentBackend, trace: TraceContext
         "session_id": request.session_id,
         f"{request.agent_kind}_id": request.agent_id,
         "streaming": False,
-    })  # fmt: skip
+    }, is_streaming=False)  # fmt: skip
     try:
         text, end = await _read(agent, question, trace)
         if end is None or end.ending != "completed":
@@ -35,7 +35,7 @@ async def ask_whole(question: Question, agent: AgentBackend, trace: TraceContext
     except AgentError as exc:
         failure = {"message": "", "success": False, "streaming": False, "error": str(exc), "detail": exc.detail}
         trace.log_agent_response(failure, status_code=exc.status_code or 0)
-        trace.end_turn("error", error_message=str(exc), error_stage=exc.stage)
+        trace.end_turn("error", error_message=str(exc), error_stage=whole_stage(exc))
         raise
     told: dict[str, Any] = {"message": text, "success": True, "streaming": False, "session_id": end.session_id}
     if end.usage is not None:

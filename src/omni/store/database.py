@@ -43,15 +43,17 @@ class Database:
         self.dialect: Dialect = dialect
 
     @classmethod
-    def open(cls, url: str) -> Self:
+    def open(cls, url: str, *, setting: str = URL_SETTING) -> Self:
         """Open the database at an SQLAlchemy URL, creating the SQLite file and our tables where they are missing.
+
+        ``setting`` is the variable the URL comes from, for the sentences of errors.
 
         Raises StoreError with a sentence that names the setting and never the password. Blocks; quick when nothing is to be done.
         """
         parsed = _parse_url(url)
         where = _where(parsed)
         if parsed.get_backend_name() == "sqlite":
-            _make_folder(parsed)
+            _make_folder(parsed, setting)
             database = cls(_sqlite_engine(parsed), "sqlite")
         else:
             database = cls(_postgres_engine(parsed), "postgresql")
@@ -60,7 +62,7 @@ class Database:
         except StoreError as exc:
             database.close()
             raise StoreError(
-                f"{URL_SETTING}: {where} could not be opened. {exc.sentence}",
+                f"{setting}: {where} could not be opened. {exc.sentence}",
                 retryable=exc.retryable,
                 detail=exc.detail,
             ) from exc
@@ -133,7 +135,7 @@ def _is_memory(url: URL) -> bool:
     return url.database in (None, "", ":memory:")
 
 
-def _make_folder(url: URL) -> None:
+def _make_folder(url: URL, setting: str) -> None:
     if url.database is None or _is_memory(url) or url.database.startswith("file:"):
         return
     folder = Path(url.database).parent
@@ -141,7 +143,7 @@ def _make_folder(url: URL) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise StoreError(
-            f"{URL_SETTING}: the folder {folder} of the SQLite file cannot be created ({exc.strerror})."
+            f"{setting}: the folder {folder} of the SQLite file cannot be created ({exc.strerror})."
         ) from exc
 
 

@@ -175,7 +175,7 @@ class RowPlanner:
                     trace_id=self._trace_id,
                     stage="webhook_received",
                     payload_type="webhook",
-                    payload=self._redactor.clean(event.webhook),
+                    payload={**self._redactor.clean(event.webhook), "omni": {"offset_us": 0}},
                     timestamp=self._anchor.at(event.mono_ns),
                     contains_media=flags.contains_media,
                     contains_base64=flags.contains_base64,

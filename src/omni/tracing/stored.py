@@ -62,7 +62,8 @@ class StoredTrace(Struct, frozen=True, kw_only=True):
 def read_stored_trace(row: TraceRow, payloads: Sequence[PayloadRow]) -> StoredTrace:
     """The trace with its timeline. Damaged chunk rows count as dropped chunks when the stream's end says how many there were."""
     anchor = Anchor(wall_ns=_wall_ns(row.received_at), mono_ns=0)
-    is_legacy = not any(isinstance(item.payload, dict) and "omni" in item.payload for item in payloads)
+    # The predecessor always kept the webhook; a trace without any payload is one of ours that has only begun.
+    is_legacy = bool(payloads) and not any(_is_ours(item.payload) for item in payloads)
     reader = _Reader(anchor, _closing_texts(payloads))
     for item in payloads:
         if isinstance(item.payload, dict):
@@ -204,6 +205,10 @@ class _Reader:
 
     def _since_start(self, wall: datetime) -> int:
         return _wall_ns(wall) - self._anchor.wall_ns
+
+
+def _is_ours(payload: Any) -> bool:
+    return isinstance(payload, dict) and isinstance(payload.get("omni"), dict)
 
 
 def _closing_texts(payloads: Sequence[PayloadRow]) -> dict[str, str]:

@@ -146,10 +146,17 @@ class TraceContext:
         """The turn left its queue."""
         self._journal.append(ProcessingStarted(self._clock.mono_ns()))
 
-    def log_agent_request(self, agent_payload: dict[str, Any]) -> None:
-        """The agent is about to be asked; latencies count from here unless ``mark_request_written`` follows."""
+    def log_agent_request(self, agent_payload: dict[str, Any], *, is_streaming: bool | None = None) -> None:
+        """The agent is about to be asked; latencies count from here unless ``mark_request_written`` follows.
+
+        ``is_streaming`` says whether a stream was asked for; None takes the context's kind.
+        """
         self._journal.append(
-            AgentRequested(mono_ns=self._clock.mono_ns(), payload=dict(agent_payload), is_streaming=self.is_streaming)
+            AgentRequested(
+                mono_ns=self._clock.mono_ns(),
+                payload=dict(agent_payload),
+                is_streaming=self.is_streaming if is_streaming is None else is_streaming,
+            )
         )
 
     def mark_request_written(self, at_ns: int) -> None:

@@ -45,7 +45,12 @@ def headline(timeline: Timeline) -> str:
         messages += f", {timeline.num_failed} failed"
     total = timeline.total_streaming_time_ms
     if not timeline.is_streaming:
-        took = "not answered yet" if total is None else f"answered whole in {total} ms"
+        if total is None:
+            took = "not answered"
+        elif timeline.content:
+            took = f"answered whole in {total} ms"
+        else:
+            took = f"no answer after {total} ms"
         text = f"{took}: {num_chars} {_plural(num_chars, 'character')}, {messages}"
     else:
         took = "streaming" if total is None else f"streamed in {total} ms"

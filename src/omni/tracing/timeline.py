@@ -168,11 +168,12 @@ class Timeline(Struct, frozen=True, kw_only=True):
 
     @property
     def tail_lag_ms(self) -> float | None:
-        """Milliseconds from the last chunk to the last accepted message of the answer; None without either."""
+        """Milliseconds from the last chunk to the last accepted message; None without either, and while the turn is open."""
         accepted = [message.accepted_ns for message in self.messages if message.accepted_ns is not None]
-        if not accepted or self.last_chunk_ns is None:
+        if not accepted or self.last_chunk_ns is None or self.completed_ns is None:
             return None
-        return exact_ms(self.anchor.offset_ns(max(accepted)) - self.last_chunk_ns)
+        # The last message may be out before the last chunk, when that one brings nothing to show.
+        return exact_ms(max(self.anchor.offset_ns(max(accepted)) - self.last_chunk_ns, 0))
 
 
 def build_timeline(

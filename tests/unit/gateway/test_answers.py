@@ -197,6 +197,7 @@ async def test_agent_failures_give_one_notice_and_a_failed_trace(
     assert channel.texts == [notice]
     document = document_of(tracer, store, trace)
     row = store.get_trace(trace.trace_id)
+    stage = stage if is_streaming or stage == "agent_request" else "agent_response"
     assert (document["ending"], row.status, row.error_stage) == (ending, "failed", stage)
     assert row.agent_response_success is False
     assert row.completed_at is not None
@@ -231,8 +232,11 @@ async def test_refused_message_ends_the_turn_as_send_failed(route_to, tracer, st
     assert document["delivery"]["failed"] == 2
 
 
-async def test_cut_off_turn_is_on_record(route_to, tracer, store, channel, instance, clock):
-    """F20: cancelling the task closes the trace as cancelled, with the text so far."""
+@pytest.mark.parametrize("ending", ["cancelled", "interrupted"])
+async def test_cut_off_turn_is_on_record(route_to, streamer, tracer, store, instance, clock, ending):
+    """F20: cancelling the task closes the trace with the text so far: cancelled, or interrupted when the process stops."""
+    if ending == "interrupted":
+        streamer.note_stopping()
     started, forever = asyncio.Event(), asyncio.Event()
 
     async def run(_request):
@@ -250,7 +254,7 @@ async def test_cut_off_turn_is_on_record(route_to, tracer, store, channel, insta
     with pytest.raises(asyncio.CancelledError):
         await task
     document = document_of(tracer, store, trace)
-    assert (document["ending"], document["status"]) == ("cancelled", "failed")
+    assert (document["ending"], document["status"]) == (ending, "failed")
     assert document["streaming_error"]["partial_content"] == "meia "
 
 

@@ -8,6 +8,7 @@ from omni.model import InboundMessage, Usage
 from omni.tracing.document import streaming_document
 from omni.tracing.stored import read_stored_trace
 from omni.tracing.streaming_trace_context import StreamingTraceContext, TraceContext
+from omni.tracing.summary import headline
 
 JOKE = ["Why do programmers prefer dark mode?", "\n\n", "Because light ", "attracts bugs! ", "🐛"]
 
@@ -269,3 +270,46 @@ async def test_logging_never_waits(tracer, clock):
     tell_joke(open_turn(tracer), clock)
     assert ticks == 0
     task.cancel()
+
+
+def test_a_turn_that_never_asked_is_ours_and_not_the_predecessors(tracer, store):
+    """A voice note leaves only its webhook behind; its figures are ours and unknown, not another program's."""
+    trace = tracer.open_from_webhook({"data": {"message": {"audioMessage": {}}}}, "shop", is_streaming=False)
+    trace.end_turn("error", error_message="not answered: unsupported_type (audio)", error_stage="webhook_received")
+    document = streaming_document(read_back(tracer, store, trace))
+    assert document["headline"] == "error at webhook_received; not answered: 0 characters, 0 messages accepted"
+    assert document["timeline"]["stages"]["turn_total_ms"] == 0.0
+    assert document["timeline"]["completed_ms"] == 0.0
+
+
+def test_tail_lag_is_unknown_while_the_turn_is_open(tracer, clock):
+    """It is the last message that counts, and which one that is shows only at the end."""
+    trace = open_turn(tracer)
+    trace.await_delivery()
+    trace.log_agent_request({})
+    trace.log_streaming_chunk("one", 0)
+    trace.log_evolution_send({"text": "one"}, 201, True)
+    clock.advance_ms(500)
+    trace.log_streaming_chunk("two", 1)
+    assert trace.timeline.tail_lag_ms is None
+
+
+def test_a_whole_answer_that_failed_was_no_answer(tracer, clock):
+    trace = tracer.open_from_webhook({"data": {}}, "shop", is_streaming=False)
+    trace.log_agent_request({"message": "oi"})
+    clock.advance_ms(109)
+    trace.log_agent_response({"message": "", "success": False})
+    trace.end_turn("error", error_message="500", error_stage="agent_response")
+    assert headline(trace.timeline) == (
+        "error at agent_response; no answer after 109 ms: 0 characters, 0 messages accepted"
+    )
+
+
+def test_a_streaming_context_asked_for_a_whole_answer_is_no_stream(tracer, store):
+    trace = open_turn(tracer)
+    trace.log_agent_request({"message": "oi"}, is_streaming=False)
+    trace.log_agent_response({"message": "olá", "success": True})
+    trace.end_turn("completed")
+    document = streaming_document(read_back(tracer, store, trace))
+    assert document["streaming_request"] is None
+    assert document["headline"] == "answered whole in 0 ms: 3 characters, 0 messages accepted"
