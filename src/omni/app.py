@@ -242,6 +242,8 @@ def _make_sandbox(runtime: Runtime, api_key: str, base_url: str) -> Sandbox:
         api_key=api_key,
         evolution_key=values["evolution_key"],
         hive_key=values["agent_api_key"],
+        # The phone shows what the trace can know: receipts are not on record yet.
+        receipts=False,
     )
 
 
