@@ -19,7 +19,12 @@ class Settings(BaseSettings):
     """Omni's settings; each field is the variable ``AUTOMAGIK_OMNI_<FIELD>`` in upper case. Units are in the names."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True
+        env_prefix=ENV_PREFIX,
+        env_file=".env",
+        env_file_encoding="utf-8",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,  # a database URL may hold a password, and tracebacks show the cause as well
     )
 
     api_host: str = Field("127.0.0.1", description="Address the server listens on.")

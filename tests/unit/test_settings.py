@@ -1,5 +1,7 @@
 """Settings: what is wrong is named, with what is accepted."""
 
+from traceback import format_exception
+
 import pytest
 
 from omni.errors import SettingsError, StoreError
@@ -53,3 +55,12 @@ def test_a_path_that_cannot_be_opened_blames_the_variable_it_came_from(tmp_path)
     settings = Settings(_env_file=None, sqlite_database_path=tmp_path / "file" / "omni.db")
     with pytest.raises(StoreError, match=r"^AUTOMAGIK_OMNI_SQLITE_DATABASE_PATH: "):
         Database.open(settings.resolved_database_url, setting=settings.database_setting)
+
+
+def test_a_wrong_value_that_holds_a_password_is_not_repeated_even_in_the_traceback(monkeypatch):
+    monkeypatch.setenv("AUTOMAGIK_OMNI_DATABASE_URL", "mysql://omni:s3cret@db/omni")
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    told = "".join(format_exception(refused.value))
+    assert "AUTOMAGIK_OMNI_DATABASE_URL: must be empty or start with sqlite:// or postgresql://" in told
+    assert "s3cret" not in told

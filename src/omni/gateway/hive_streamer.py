@@ -18,21 +18,14 @@ from omni.channels.whatsapp.presence import TypingIndicator, TypingSign
 from omni.clock import Clock
 from omni.errors import AgentError, AgentTimeout, SettingsError
 from omni.gateway.notices import Language, notice_for
+from omni.gateway.run_readers import AgentEnd, ReplyReader, StreamReader
 from omni.gateway.turn import Turn
 from omni.model import (
     AgentEvent,
     AgentRequest,
     Ending,
-    FirstByte,
     InstanceConfig,
     MessageOutcome,
-    RequestWritten,
-    RunActivity,
-    RunEnded,
-    RunStarted,
-    TextDelta,
-    ToolCall,
-    Usage,
 )
 from omni.ports import AgentBackend
 from omni.tracing.streaming_trace_context import StreamingTraceContext, TraceContext
@@ -52,13 +45,6 @@ class Question(Struct, frozen=True, kw_only=True):
     request: AgentRequest
     recipient: str
     chat_key: str
-
-
-class _AgentEnd(Struct, frozen=True, kw_only=True):
-    ending: Ending
-    has_text: bool = False
-    error_message: str | None = None
-    error_stage: str | None = None
 
 
 class AnswerStreamer:
@@ -90,7 +76,7 @@ class AnswerStreamer:
                 end, outcomes = await self._ask_and_deliver(question, agent, trace, sign)
         except asyncio.CancelledError:
             ending = self._cut_off_ending
-            self._close(trace, _AgentEnd(ending=ending, error_message=_CUT_OFF, error_stage=ending))
+            self._close(trace, AgentEnd(ending=ending, error_message=_CUT_OFF, error_stage=ending))
             raise
         finally:
             self._running.pop(trace.trace_id, None)
@@ -98,7 +84,7 @@ class AnswerStreamer:
 
     async def _ask_and_deliver(
         self, question: Question, agent: AgentBackend, trace: TraceContext, sign: TypingSign
-    ) -> tuple[_AgentEnd, tuple[MessageOutcome, ...]]:
+    ) -> tuple[AgentEnd, tuple[MessageOutcome, ...]]:
         answer = self._delivery.open_answer(
             question.instance,
             question.recipient,
@@ -136,7 +122,7 @@ class AnswerStreamer:
         answer.notice(notice)
         answer.finish()
         await answer.wait_done()
-        return self._close(trace, _AgentEnd(ending="error", error_message=str(error), error_stage=error.stage))
+        return self._close(trace, AgentEnd(ending="error", error_message=str(error), error_stage=error.stage))
 
     def get_streaming_analytics(self) -> dict[str, Any]:
         """What is running now, with its figures so far, and how many turns ended how since the process started."""
@@ -153,7 +139,7 @@ class AnswerStreamer:
 
     async def _ask(
         self, question: Question, agent: AgentBackend, trace: TraceContext, answer: AnswerDelivery
-    ) -> _AgentEnd:
+    ) -> AgentEnd:
         request = question.request
         trace.log_agent_request(_request_payload(question), is_streaming=request.stream)
         if isinstance(trace, StreamingTraceContext) and request.stream:
@@ -162,7 +148,7 @@ class AnswerStreamer:
                 "recipient": question.recipient,
                 "message_preview": request.message[:_PREVIEW_CHARS],
             })  # fmt: skip
-        reader = _StreamReader(trace, answer) if request.stream else _ReplyReader(trace, answer)
+        reader = StreamReader(trace, answer) if request.stream else ReplyReader(trace, answer)
         try:
             # The client is an async generator; closing it closes the agent's connection.
             events = cast("AsyncGenerator[AgentEvent]", agent.run(request))
@@ -178,7 +164,7 @@ class AnswerStreamer:
             "the agent's stream ended without a word about its end", ending="incomplete", at_ns=self._clock.mono_ns()
         )
 
-    def _close(self, trace: TraceContext, end: _AgentEnd) -> bool:
+    def _close(self, trace: TraceContext, end: AgentEnd) -> bool:
         trace.end_turn(end.ending, error_message=end.error_message, error_stage=end.error_stage)
         self._num_by_ending[end.ending] = self._num_by_ending.get(end.ending, 0) + 1
         timeline = trace.timeline
@@ -193,145 +179,6 @@ class AnswerStreamer:
             },
         )
         return end.ending == "completed"
-
-
-class _StreamReader:
-    """Puts the events of a streamed run on the trace and its text into the delivery."""
-
-    def __init__(self, trace: TraceContext, answer: AnswerDelivery) -> None:
-        self._trace = StreamingTraceContext.upgrade(trace)
-        self._answer = answer
-        self._texts: list[str] = []
-        self._has_event = False
-        self._has_token = False
-        self.end: _AgentEnd | None = None
-
-    def take(self, event: AgentEvent) -> None:
-        trace = self._trace
-        match event:
-            case TextDelta():
-                self._note_event(event.mono_ns)
-                if not self._has_token and event.text.strip():
-                    self._has_token = True
-                    trace.log_first_token(
-                        event.text,
-                        {"event_type": event.event_type, "chunk_size": len(event.text)},
-                        at_ns=event.mono_ns,
-                    )
-                index = len(self._texts)
-                trace.log_streaming_chunk(event.text, index, event_type=event.event_type, at_ns=event.mono_ns)
-                self._texts.append(event.text)
-                self._answer.feed(event.text, index)
-            case RequestWritten():
-                trace.mark_request_written(event.mono_ns)
-            case FirstByte():
-                trace.mark_first_byte(event.mono_ns)
-            case RunStarted():
-                self._note_event(event.mono_ns)
-                trace.update_session_info(agent_session_id=event.session_id)
-            case ToolCall():
-                self._note_event(event.mono_ns)
-                trace.log_tool_call(event.name, phase=event.phase, is_error=event.is_error, at_ns=event.mono_ns)
-            case RunActivity():
-                self._note_event(event.mono_ns)
-            case RunEnded():
-                self._note_event(event.mono_ns)
-                self._take_end(event)
-
-    def fail(
-        self,
-        error: AgentError | str,
-        *,
-        ending: Ending,
-        at_ns: int,
-        usage: Usage | None = None,
-        error_type: str | None = None,
-    ) -> _AgentEnd:
-        stage = error.stage if isinstance(error, AgentError) else "streaming_error"
-        self._trace.log_streaming_error(
-            error, stage, ending=ending, error_type=error_type or ending, usage=usage, at_ns=at_ns
-        )
-        self.end = _AgentEnd(
-            ending=ending, has_text=_has_text(self._texts), error_message=str(error), error_stage=stage
-        )
-        return self.end
-
-    def _note_event(self, at_ns: int) -> None:
-        if not self._has_event:
-            self._has_event = True
-            self._trace.mark_first_event(at_ns)
-
-    def _take_end(self, event: RunEnded) -> None:
-        self._trace.update_session_info(agent_session_id=event.session_id)
-        if event.ending == "completed":
-            text = "".join(self._texts)
-            data = {"event_type": event.event_type, "streaming_chunks": len(self._texts)}
-            if event.content is not None:
-                data["terminal_content_equals_chunks"] = event.content == text
-            self._trace.log_streaming_complete(text, data, usage=event.usage, at_ns=event.mono_ns)
-            self.end = _AgentEnd(ending="completed", has_text=_has_text(self._texts))
-        else:
-            self.fail(
-                _cause_of(event),
-                ending=event.ending,
-                at_ns=event.mono_ns,
-                usage=event.usage,
-                error_type=event.event_type,
-            )
-
-
-class _ReplyReader:
-    """The same for an agent that was asked for its whole answer at once: no chunks, one response."""
-
-    def __init__(self, trace: TraceContext, answer: AnswerDelivery) -> None:
-        self._trace = trace
-        self._answer = answer
-        self._texts: list[str] = []
-        self._num_tools = 0
-        self.end: _AgentEnd | None = None
-
-    def take(self, event: AgentEvent) -> None:
-        match event:
-            case RequestWritten():
-                self._trace.mark_request_written(event.mono_ns)
-            case FirstByte():
-                self._trace.mark_first_byte(event.mono_ns)
-            case RunStarted():
-                self._trace.update_session_info(agent_session_id=event.session_id)
-            case TextDelta():
-                self._answer.feed(event.text, len(self._texts))
-                self._texts.append(event.text)
-            case ToolCall():
-                self._trace.log_tool_call(event.name, phase=event.phase, is_error=event.is_error, at_ns=event.mono_ns)
-            case RunEnded():
-                self._take_end(event)
-            case _:
-                pass
-
-    def fail(self, error: AgentError | str, *, ending: Ending, at_ns: int, usage: Usage | None = None) -> _AgentEnd:
-        stage = whole_stage(error)
-        status = error.status_code if isinstance(error, AgentError) else None
-        detail = error.detail if isinstance(error, AgentError) else None
-        payload = {"success": False, "ending": ending, "error": str(error), "detail": detail}
-        self._respond(payload, usage=usage, status_code=status or 0, at_ns=at_ns)
-        self.end = _AgentEnd(
-            ending=ending, has_text=_has_text(self._texts), error_message=str(error), error_stage=stage
-        )
-        return self.end
-
-    def _take_end(self, event: RunEnded) -> None:
-        self._trace.update_session_info(agent_session_id=event.session_id)
-        if event.ending == "completed":
-            self._respond({"success": True}, usage=event.usage, status_code=200, at_ns=event.mono_ns)
-            self.end = _AgentEnd(ending="completed", has_text=_has_text(self._texts))
-        else:
-            self.fail(_cause_of(event), ending=event.ending, at_ns=event.mono_ns, usage=event.usage)
-
-    def _respond(self, payload: dict[str, Any], *, usage: Usage | None, status_code: int, at_ns: int) -> None:
-        told: dict[str, Any] = {"message": "".join(self._texts), "streaming": False, **payload}
-        if usage is not None:
-            told["usage"] = structs.asdict(usage)
-        self._trace.log_agent_response(told, status_code=status_code, at_ns=at_ns)
 
 
 def _outcome_logger(
@@ -349,12 +196,12 @@ def _outcome_logger(
     return log_outcome
 
 
-def _with_delivery(end: _AgentEnd, outcomes: tuple[MessageOutcome, ...]) -> _AgentEnd:
+def _with_delivery(end: AgentEnd, outcomes: tuple[MessageOutcome, ...]) -> AgentEnd:
     """A complete answer that did not go out whole is a failed one; an agent's own failure keeps its name."""
     failed = next((outcome for outcome in outcomes if outcome.status in ("failed", "not_sent")), None)
     if failed is None or end.ending != "completed":
         return end
-    return _AgentEnd(
+    return AgentEnd(
         ending="send_failed",
         error_message=failed.error or failed.error_kind or "a message was not sent",
         error_stage="evolution_send",
@@ -373,29 +220,5 @@ def _request_payload(question: Question) -> dict[str, Any]:
     }
 
 
-def _has_text(texts: list[str]) -> bool:
-    return any(text.strip() for text in texts)
-
-
-def whole_stage(error: AgentError | str) -> str:
-    """The stage at which a whole answer failed: there is no stream that could have."""
-    is_before = isinstance(error, AgentError) and error.stage == "agent_request"
-    return "agent_request" if is_before else "agent_response"
-
-
 def _ending_of(error: AgentError) -> Ending:
     return "timeout" if isinstance(error, AgentTimeout) else "error"
-
-
-def _cause_of(event: RunEnded) -> str:
-    if event.error_message:
-        return event.error_message
-    match event.ending:
-        case "incomplete":
-            return "the stream ended without a terminal event"
-        case "paused":
-            return "the run waits for input"
-        case "cancelled":
-            return "the run was cancelled at the agent"
-        case _:
-            return "the agent reported an error"

@@ -10,7 +10,8 @@ from typing import Any, cast
 from msgspec import structs
 
 from omni.errors import AgentError, AgentFailed
-from omni.gateway.hive_streamer import Question, whole_stage
+from omni.gateway.hive_streamer import Question
+from omni.gateway.run_readers import whole_stage
 from omni.model import AgentEvent, FirstByte, RequestWritten, RunEnded, TextDelta, ToolCall
 from omni.ports import AgentBackend
 from omni.tracing.streaming_trace_context import TraceContext

@@ -217,14 +217,18 @@ class Recorder:
         self.num_done += num_read
 
     def _plan(self, journal: TraceJournal, planner: RowPlanner, *, now_ns: int, flush_now: bool) -> list[WriteOp]:
-        try:
-            return planner.plan(
-                journal.events, now_ns=now_ns, flush_now=flush_now, num_shed=journal.num_shed, num_lost=journal.num_lost
-            )
-        except Exception as exc:  # noqa: BLE001 - tracing may lose a record, never an answer (STYLE 16)
-            planner.skip_to(len(journal.events))
-            self._count_loss(journal, 1, exc)
-            return []
+        events = journal.events
+        while True:
+            before = planner.num_read
+            try:
+                return planner.plan(
+                    events, now_ns=now_ns, flush_now=flush_now, num_shed=journal.num_shed, num_lost=journal.num_lost
+                )
+            except Exception as exc:  # noqa: BLE001 - tracing may lose a record, never an answer (STYLE 16)
+                self._count_loss(journal, 1, exc)
+                if planner.num_read == before:  # it is no event that cannot be planned; the next round begins afresh
+                    planner.skip_to(len(events))
+                    return []
 
     def _store(self, ops_by_trace: list[tuple[TraceJournal, list[WriteOp]]]) -> None:
         batch = [op for _, ops in ops_by_trace for op in ops]

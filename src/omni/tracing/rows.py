@@ -32,6 +32,7 @@ from omni.tracing.events import (
     TraceOpened,
     TurnEnded,
 )
+from omni.tracing.fitting import as_count, as_text, fitting_columns
 from omni.tracing.packing import pack_chunks
 from omni.tracing.redact import Redactor
 from omni.tracing.stage_payloads import (
@@ -59,6 +60,7 @@ class RowPlanner:
         "_insert",
         "_is_tried",
         "_losses",
+        "_ops",
         "_pending",
         "_redactor",
         "_reported",
@@ -82,6 +84,7 @@ class RowPlanner:
         self._sends_ok = True
         self._insert: InsertTrace | None = None
         self._is_tried = False
+        self._ops: list[WriteOp] = []
         self._columns: dict[str, Any] = {}
         self._events: Sequence[TraceEvent] = ()
         self._upto = 0
@@ -105,30 +108,37 @@ class RowPlanner:
         """Pass over events that could not be planned."""
         self.num_read = num_read
         self._pending = []
+        self._ops = []
 
     def plan(
         self, events: Sequence[TraceEvent], *, now_ns: int, flush_now: bool, num_shed: int, num_lost: int
     ) -> list[WriteOp]:
-        """Operations for everything not planned before. ``events`` is the whole journal; its length is read once."""
-        upto = len(events)
-        self._columns = {}
+        """Operations for everything not planned before. ``events`` is the whole journal; its length is read once.
+
+        An event that makes it raise has been passed over; called again, it goes on behind that one and nothing else is lost.
+        """
         self._events, self._losses = events, (num_shed, num_lost)
-        ops: list[WriteOp] = []
-        for position in range(self.num_read, upto):
-            event = events[position]
-            if type(event) is ChunkReceived:
-                self._pending.append(event)
-            else:
-                self._upto = position + 1
-                self._plan_event(event, ops)
-        self.num_read = upto
-        self._events = ()
+        ops = self._ops
+        position = self.num_read - 1
+        try:
+            for position in range(self.num_read, len(events)):
+                event = events[position]
+                if type(event) is ChunkReceived:
+                    self._pending.append(event)
+                else:
+                    self._upto = position + 1
+                    self._plan_event(event, ops)
+        finally:
+            self.num_read = position + 1
+            self._events = ()
         if self._pending and (flush_now or self.is_segment_due(now_ns)):
             packed = pack_chunks(self._pending, self._anchor, is_segment=True)
             ops.append(self._chunks_row(packed, self._pending[-1]))
             self._has_segments = True
             self._pending = []
-        return self._with_columns(ops)
+        planned = self._with_columns(ops)
+        self._ops, self._columns = [], {}
+        return planned
 
     def _plan_event(self, event: TraceEvent, ops: list[WriteOp]) -> None:
         match event:
@@ -166,7 +176,11 @@ class RowPlanner:
                 pass  # moments inside a stream: they stand in the payload of the stream's end
 
     def _plan_opened(self, event: TraceOpened, ops: list[WriteOp]) -> None:
-        columns = {"status": "received", "received_at": self._anchor.at(event.mono_ns), **event.columns}
+        columns = {
+            "status": "received",
+            "received_at": self._anchor.at(event.mono_ns),
+            **fitting_columns(event.columns),
+        }
         self._insert = InsertTrace(self._trace_id, columns)
         if event.webhook is not None:
             flags = self._redactor.media_flags(event.webhook)
@@ -292,10 +306,10 @@ class RowPlanner:
         if insert is not None and (ops or self._columns or not self._is_tried):
             # Also when an earlier try was refused: the row comes back with all that is known by now.
             self._is_tried = True
-            insert.columns.update(self._columns)
+            insert.columns.update(fitting_columns(self._columns))
             return [insert, *ops]
         if self._columns:
-            ops.append(UpdateTrace(self._trace_id, self._columns))
+            ops.append(UpdateTrace(self._trace_id, fitting_columns(self._columns)))
         return ops
 
     def _row(
@@ -317,12 +331,12 @@ class RowPlanner:
             meta.update(extra_meta)
         return InsertPayload(
             trace_id=self._trace_id,
-            stage=stage,
+            stage=as_text(stage) or "unknown",
             payload_type=payload_type,
             payload={**payload, "omni": meta},
             timestamp=self._anchor.at(event.mono_ns),
-            status_code=status_code,
-            error_details=error_details,
+            status_code=as_count(status_code),
+            error_details=as_text(error_details),
         )
 
     def _us(self, mono_ns: int | None) -> int | None:

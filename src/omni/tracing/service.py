@@ -16,6 +16,7 @@ from omni.model import InboundMessage, MessageOutcome
 from omni.ports import PayloadRow, TraceFilter, TraceReader, TraceRow
 from omni.tracing.document import streaming_document
 from omni.tracing.events import TraceOpened
+from omni.tracing.fitting import as_payload
 from omni.tracing.recorder import Recorder, TraceJournal
 from omni.tracing.stored import read_stored_trace
 from omni.tracing.streaming_trace_context import StreamingTraceContext, TraceContext
@@ -68,8 +69,12 @@ class Tracer:
     ) -> TraceContext:
         """A new trace from a webhook body in Evolution's shape, for callers that have not parsed it."""
         return self._open(
-            _columns_of(message_data, instance_name), webhook=dict(message_data), is_streaming=is_streaming
+            _columns_of(message_data, instance_name), webhook=as_payload(message_data), is_streaming=is_streaming
         )
+
+    def open_columns(self, columns: dict[str, Any], *, is_streaming: bool) -> TraceContext:
+        """A new trace whose row begins with ``columns``, for callers without a message or a webhook body."""
+        return self._open(columns, webhook=None, is_streaming=is_streaming)
 
     def now(self) -> datetime:
         """The wall time, UTC."""
@@ -139,30 +144,30 @@ def default_tracer() -> Tracer:
 
 def create_streaming_trace_context(
     instance_name: str,
-    whatsapp_message_id: str,
-    sender_phone: str,
-    sender_name: str,
-    sender_jid: str,
+    whatsapp_message_id: str | None = None,
+    sender_phone: str | None = None,
+    sender_name: str | None = None,
+    sender_jid: str | None = None,
     message_type: str = "text",
     **extra: Any,
 ) -> StreamingTraceContext:
     """Open a streaming trace and return its context. Never blocks, except to open the store on first use.
 
-    ``extra`` may hold ``message_text``, ``session_name`` and the flags ``has_media`` and ``has_quoted_message``.
+    What is not known is left out. ``extra`` may hold ``message_text``, ``session_name`` and the flags ``has_media`` and
+    ``has_quoted_message``; further keywords are passed over.
     """
-    message = InboundMessage(
-        instance_name=instance_name,
-        message_id=whatsapp_message_id,
-        chat_key=sender_jid,
-        reply_to=sender_jid,
-        sender_phone=sender_phone,
-        sender_name=sender_name,
-        text=str(extra.get("message_text") or ""),
-        message_type=message_type,
-        has_media=bool(extra.get("has_media")),
-        has_quoted_message=bool(extra.get("has_quoted_message")),
-    )
-    context = default_tracer().open_turn(message, is_streaming=True)
+    columns = {
+        "instance_name": instance_name,
+        "whatsapp_message_id": whatsapp_message_id,
+        "sender_phone": sender_phone,
+        "sender_name": sender_name,
+        "sender_jid": sender_jid,
+        "message_type": message_type,
+        "has_media": bool(extra.get("has_media")),
+        "has_quoted_message": bool(extra.get("has_quoted_message")),
+        "message_length": len(str(extra.get("message_text") or "")),
+    }
+    context = default_tracer().open_columns(columns, is_streaming=True)
     context.update_session_info(session_name=extra.get("session_name"))
     return StreamingTraceContext.upgrade(context)
 
@@ -235,7 +240,7 @@ class TraceService:
 
 
 def _columns_of(message_data: Mapping[str, Any], instance_name: str) -> dict[str, Any]:
-    data = _mapping(message_data.get("data"))
+    data = _mapping(_mapping(message_data).get("data"))
     key = _mapping(data.get("key"))
     message = _mapping(data.get("message"))
     jid = str(key.get("remoteJid") or "")

@@ -28,6 +28,7 @@ from omni.tracing.events import (
     ToolCalled,
     TurnEnded,
 )
+from omni.tracing.fitting import as_count, as_payload, as_text
 from omni.tracing.recorder import TraceJournal
 from omni.tracing.summary import streaming_summary
 from omni.tracing.timeline import Timeline, build_timeline
@@ -107,7 +108,7 @@ class TraceContext:
                 mono_ns=self._clock.mono_ns(),
                 stage=stage,
                 payload_type=payload_type,
-                payload=dict(payload),
+                payload=as_payload(payload),
                 status_code=status_code,
                 error_details=error_details,
             )
@@ -154,7 +155,7 @@ class TraceContext:
         self._journal.append(
             AgentRequested(
                 mono_ns=self._clock.mono_ns(),
-                payload=dict(agent_payload),
+                payload=as_payload(agent_payload),
                 is_streaming=self.is_streaming if is_streaming is None else is_streaming,
             )
         )
@@ -192,8 +193,8 @@ class TraceContext:
         self._journal.append(
             AgentResponded(
                 mono_ns=self._now(at_ns),
-                payload=dict(agent_response),
-                processing_time_ms=processing_time_ms,
+                payload=as_payload(agent_response, key="message"),
+                processing_time_ms=as_count(processing_time_ms),
                 status_code=status_code,
             )
         )
@@ -201,18 +202,19 @@ class TraceContext:
     def log_evolution_send(self, send_payload: dict[str, Any], response_code: int, success: bool) -> None:  # noqa: FBT001 - the predecessor's signature
         """One message was handed to Evolution; closes the trace unless delivery is awaited."""
         now_ns = self._clock.mono_ns()
+        payload = as_payload(send_payload, key="text")
         num_before = sum(isinstance(event, MessageSettled) for event in self._journal.events)
         self._journal.append(
             MessageSettled(
                 mono_ns=now_ns,
                 index=num_before,
-                recipient=send_payload.get("recipient") or send_payload.get("number"),
-                text=str(send_payload.get("text") or ""),
+                recipient=as_text(payload.get("recipient") or payload.get("number")),
+                text=as_text(payload.get("text")) or "",
                 status="accepted" if success else "failed",
                 accepted_ns=now_ns if success else None,
-                status_code=response_code,
+                status_code=as_count(response_code),
                 error=None if success else f"Evolution API answered {response_code}",
-                payload=dict(send_payload),
+                payload=payload,
             )
         )
         if self._awaits_delivery:
@@ -282,7 +284,7 @@ class StreamingTraceContext(TraceContext):
 
     def log_streaming_start(self, stream_config: dict[str, Any]) -> None:
         """The answer is going to be streamed; ``stream_config`` says from which agent and to whom."""
-        self._journal.append(StreamStarted(mono_ns=self._clock.mono_ns(), config=dict(stream_config)))
+        self._journal.append(StreamStarted(mono_ns=self._clock.mono_ns(), config=as_payload(stream_config)))
 
     def mark_first_event(self, at_ns: int) -> None:
         """The first event of any kind arrived at ``at_ns`` (monotonic nanoseconds)."""
@@ -292,7 +294,8 @@ class StreamingTraceContext(TraceContext):
         self, first_content: str, event_data: dict[str, Any] | None = None, *, at_ns: int | None = None
     ) -> None:
         """The first visible text arrived; blank text is not one and does not count."""
-        self._journal.append(FirstTokenSeen(mono_ns=self._now(at_ns), content=first_content, event_data=event_data))
+        content = as_text(first_content) or ""
+        self._journal.append(FirstTokenSeen(mono_ns=self._now(at_ns), content=content, event_data=event_data))
 
     def log_streaming_chunk(
         self,
@@ -305,7 +308,11 @@ class StreamingTraceContext(TraceContext):
     ) -> None:
         """One piece of the answer. The hot path: one clock reading, one event, two appends."""
         if event_data is not None and event_type is None:
-            event_type = event_data.get("event_type")
+            event_type = as_text(as_payload(event_data).get("event_type"))
+        if type(chunk_content) is not str:
+            chunk_content = as_text(chunk_content) or ""
+        if type(chunk_index) is not int:
+            chunk_index = as_count(chunk_index) or 0
         self._journal.append(
             ChunkReceived(self._clock.mono_ns() if at_ns is None else at_ns, chunk_index, chunk_content, event_type)
         )
@@ -321,7 +328,10 @@ class StreamingTraceContext(TraceContext):
         """The root run ended well with ``final_content``; closes the trace unless delivery is awaited."""
         self._journal.append(
             StreamCompleted(
-                mono_ns=self._now(at_ns), final_content=final_content, completion_data=completion_data, usage=usage
+                mono_ns=self._now(at_ns),
+                final_content=as_text(final_content) or "",
+                completion_data=completion_data,
+                usage=usage,
             )
         )
         if not self._awaits_delivery:

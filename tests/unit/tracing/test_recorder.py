@@ -263,3 +263,33 @@ def test_a_thousand_chunks_are_one_payload_row(tracer, recorder, store, num_chun
     stream(trace, num_chunks)
     assert recorder.flush()
     assert sum(row.stage == "streaming_chunks" for row in store.get_payloads(trace.trace_id)) == 1
+
+
+class Unspellable:
+    """A key that cannot be written: the worst a caller can put into a payload."""
+
+    def __str__(self):
+        raise RuntimeError("no")
+
+
+def test_an_event_that_cannot_be_planned_costs_only_itself(store, clock, settings):
+    recorder = Recorder(store, clock=clock, settings=settings)
+    tracer = Tracer(clock=clock, recorder=recorder, reader=store)
+    trace = open_turn(tracer)
+    trace.log_agent_request({"message": "oi"})
+    trace.log_stage("mine", {Unspellable(): 1})
+    trace.log_streaming_chunk("olá", 0)
+    trace.log_streaming_complete("olá")
+    recorder.start()  # all of it in one round
+    stored = read_back(tracer, store, trace)
+    assert recorder.stop()
+    assert (stored.row.status, stored.timeline.content, recorder.num_lost) == ("completed", "olá", 1)
+    assert [row.stage for row in stored.payloads] == [
+        "agent_request",
+        "streaming_request",
+        "streaming_chunks",
+        "streaming_complete",
+        "agent_response",
+        "streaming_chunks",
+    ]
+    assert stored.payloads[-1].payload["lost_rows"] == 1

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from omni.model import InboundMessage, Usage
+from omni.tracing import service
 from omni.tracing.document import streaming_document
 from omni.tracing.stored import read_stored_trace
 from omni.tracing.streaming_trace_context import StreamingTraceContext, TraceContext
@@ -313,3 +314,53 @@ def test_a_streaming_context_asked_for_a_whole_answer_is_no_stream(tracer, store
     document = streaming_document(read_back(tracer, store, trace))
     assert document["streaming_request"] is None
     assert document["headline"] == "answered whole in 0 ms: 3 characters, 0 messages accepted"
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        lambda trace: trace.log_stage("mine", None),
+        lambda trace: trace.log_stage("mine", "plain text"),
+        lambda trace: trace.log_stage("mine", [1, 2], "response", "200", {"why": 1}),
+        lambda trace: trace.log_agent_request(None),
+        lambda trace: trace.log_agent_response("plain text", 12.7),
+        lambda trace: trace.log_agent_response({"usage": {"request_tokens": "many"}, "session_id": {"id": 1}}),
+        lambda trace: trace.log_evolution_send(None, None, False),
+        lambda trace: trace.log_streaming_start(None),
+        lambda trace: trace.log_first_token(None),
+        lambda trace: trace.log_streaming_chunk(None, None, "no mapping"),
+        lambda trace: trace.log_streaming_complete(None, usage=Usage(input_tokens=10**12)),
+        lambda trace: trace.log_streaming_error(None),
+        lambda trace: trace.update_trace_status("processing", agent_request_tokens="12", evolution_success="yes"),
+        lambda trace: trace.update_session_info({"a": 1}, 7),
+    ],
+)  # fmt: skip
+def test_odd_arguments_neither_raise_nor_cost_the_trace(tracer, store, recorder, log):
+    """Tracing can never break an answer (truth rule 8), nor one odd value a record."""
+    trace = open_turn(tracer)
+    log(trace)
+    trace.log_streaming_chunk("olá", 0)
+    trace.end_turn("completed")
+    stored = read_back(tracer, store, trace)
+    assert (stored.row.status, stored.row.sender_phone, recorder.num_lost) == ("completed", "5511999990001", 0)
+    assert trace.get_streaming_summary()["status"] == "completed"
+
+
+def test_values_are_converted_where_that_loses_nothing_and_left_out_otherwise(tracer, store):
+    trace = open_turn(tracer, sender_phone=5511999990001, sender_name={"name": "Maria"})
+    trace.update_trace_status(
+        "processing", agent_request_tokens="12", agent_response_tokens=10**12, agent_tools_used=2.0, has_media=1
+    )
+    trace.update_session_info(agent_session_id=77)
+    row = read_back(tracer, store, trace).row
+    assert (row.sender_phone, row.sender_name, row.agent_session_id) == ("5511999990001", None, "77")
+    assert (row.agent_request_tokens, row.agent_response_tokens, row.agent_tools_used) == (12, None, 2)
+    assert row.has_media is True
+
+
+def test_a_trace_can_be_opened_with_what_little_is_known(tracer, store, monkeypatch):
+    monkeypatch.setattr(service, "_provider", lambda: tracer)
+    trace = service.create_streaming_trace_context("shop", sender_phone=5511999990001, db_session=object())
+    row = read_back(tracer, store, trace).row
+    assert (row.instance_name, row.sender_phone, row.message_type) == ("shop", "5511999990001", "text")
+    assert (row.whatsapp_message_id, row.sender_name, row.sender_jid) == (None, None, None)

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
 from hypothesis import given
@@ -415,3 +417,60 @@ def test_every_messages_chunks_are_those_its_range_was_fed_with(chunks):
     for message in asyncio.run(run()):
         expected = owners[message.start : message.end]
         assert (message.first_chunk, message.last_chunk) == (expected[0], expected[-1])
+
+
+def test_a_chat_is_served_again_after_the_loop_that_served_it_ended(clock, settings, instance):
+    """Scripts run asyncio.run more than once; the first leaves its spacing unslept."""
+    delivery = Delivery(RecordingChannel(), clock=clock, settings=settings, sleep=lambda _: asyncio.Event().wait())
+
+    async def deliver_one():
+        answer = delivery.open_answer(instance, MARIA, chat_key=MARIA, on_outcome=lambda _: None)
+        answer.feed("olá", 0)
+        answer.finish()
+        outcomes = await asyncio.wait_for(answer.wait_done(), WAIT_S)
+        return [each.status for each in outcomes], delivery.active_lanes
+
+    assert [asyncio.run(deliver_one()) for _ in range(2)] == [(["accepted"], 1), (["accepted"], 1)]
+    assert delivery.active_lanes == 0
+
+
+def test_a_chat_on_one_loop_does_not_wait_for_its_lane_on_another(clock, settings, instance):
+    """A script may answer the same chat from two threads, each with a loop of its own."""
+    delivery = Delivery(RecordingChannel(), clock=clock, settings=settings, sleep=lambda _: asyncio.Event().wait())
+    first_is_spacing, second_is_done = Event(), Event()
+
+    async def deliver_one():
+        answer = delivery.open_answer(instance, MARIA, chat_key=MARIA, on_outcome=lambda _: None)
+        answer.feed("olá", 0)
+        answer.finish()
+        return [each.status for each in await asyncio.wait_for(answer.wait_done(), WAIT_S)]
+
+    async def first():
+        told = await deliver_one()
+        first_is_spacing.set()
+        second_is_done.wait(2 * WAIT_S)
+        return told
+
+    with ThreadPoolExecutor(1) as pool:
+        told_first = pool.submit(asyncio.run, first())
+        assert first_is_spacing.wait(WAIT_S)
+        try:
+            assert asyncio.run(deliver_one()) == ["accepted"]
+        finally:
+            second_is_done.set()
+        assert told_first.result(WAIT_S) == ["accepted"]
+    assert delivery.active_lanes == 0
+
+
+async def test_messages_that_wait_are_settled_when_their_task_is_cancelled_from_outside(bench):
+    """As asyncio.run does with every task that is left."""
+    bench.channel.gate = asyncio.Event()
+    answer = bench.open()
+    answer.feed("um\n\ndois\n\n", 0)
+    answer.finish()
+    await turns()
+    lane_task = next(task for task in asyncio.all_tasks() if task.get_name() == "omni-lane")
+    lane_task.cancel()
+    await asyncio.wait({lane_task}, timeout=WAIT_S)
+    assert [each.status for each in await asyncio.wait_for(answer.wait_done(), WAIT_S)] == ["failed", "not_sent"]
+    assert bench.delivery.active_lanes == 0

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
 
@@ -10,6 +12,9 @@ from omni.model import InstanceConfig
 
 MARIA = "5511999990001@s.whatsapp.net"
 JOAO = "5511999990002@s.whatsapp.net"
+
+WAIT_S = 5
+"""How long a test waits for what must happen at once."""
 
 
 class HeldPresence:
@@ -193,3 +198,34 @@ async def test_closing_cancels_what_is_under_way(indicator, channel, shop):
         await indicator.aclose()
         await turns()
         assert indicator.active_chats == 0
+
+
+def test_closing_on_one_loop_leaves_the_calls_of_another_alone(channel, shop):
+    """Two threads of a script answer in the same chat; the first to end neither waits for the other's calls nor cancels them."""
+    indicator = TypingIndicator(channel)
+    first_is_shown, second_is_closed = Event(), Event()
+
+    async def first():
+        async with indicator.shown(shop, MARIA):
+            await turns()
+            first_is_shown.set()
+            assert second_is_closed.wait(2 * WAIT_S)
+            num_under_way = indicator.active_chats
+        await indicator.aclose()
+        return num_under_way
+
+    async def second():
+        async with indicator.shown(shop, MARIA):
+            await turns()
+        await asyncio.wait_for(indicator.aclose(), WAIT_S)
+        return indicator.active_chats
+
+    with ThreadPoolExecutor(1) as pool:
+        told_first = pool.submit(asyncio.run, first())
+        assert first_is_shown.wait(WAIT_S)
+        try:
+            assert asyncio.run(second()) == 1
+        finally:
+            second_is_closed.set()
+        assert told_first.result(WAIT_S) == 1
+    assert indicator.active_chats == 0

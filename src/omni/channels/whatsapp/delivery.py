@@ -8,7 +8,7 @@ What if a queue is full? It cannot be: a lane takes what it is given. What waits
 anyway, once more, plus some 400 bytes per message of up to ``message_max_chars``; the number of answers is bounded by
 the inbox, their length by the agent. Dropping or refusing a message would lose text for no memory worth having.
 
-Runs on the event loop only.
+Runs on event loops only. Each loop has its own lanes: a script may run several, one after the other or in threads.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from functools import partial
+from weakref import WeakKeyDictionary
 
 from omni.channels.whatsapp.addresses import conversation_key, parse_address
 from omni.channels.whatsapp.lanes import STOPPED, Lane, Sending, Sleep
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 OnOutcome = Callable[[MessageOutcome], None]
 
+_Lanes = dict[tuple[str, str], Lane]
+
 
 class Delivery:
     """All lanes of one channel. Close it with ``aclose``."""
@@ -41,7 +44,7 @@ class Delivery:
         self._clock = clock
         self._settings = settings
         self._sleep = sleep
-        self._lanes: dict[tuple[str, str], Lane] = {}
+        self._lanes_by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, _Lanes] = WeakKeyDictionary()
         self._num_unsettled = 0
         self._settled = asyncio.Event()
         self._settled.set()
@@ -50,7 +53,7 @@ class Delivery:
     @property
     def active_lanes(self) -> int:
         """How many chats have messages waiting, being sent, or the spacing behind one still running."""
-        return len(self._lanes)
+        return sum(len(lanes) for lanes in self._lanes_by_loop.values())
 
     @property
     def unsettled_messages(self) -> int:
@@ -83,9 +86,8 @@ class Delivery:
             await asyncio.wait_for(self._settled.wait(), deadline_s)
         except TimeoutError:
             log.warning("delivery_cut_off", extra={"messages": self._num_unsettled})
-        lanes = list(self._lanes.values())
-        self._lanes.clear()
-        await asyncio.gather(*(lane.stop() for lane in lanes))
+        lanes = self._lanes_by_loop.pop(asyncio.get_running_loop(), {})
+        await asyncio.gather(*(lane.stop() for lane in list(lanes.values())))
 
     def _put(self, key: tuple[str, str], sending: Sending) -> None:
         self._num_unsettled += 1
@@ -94,19 +96,17 @@ class Delivery:
         if reason is not None:
             sending.answer.settle(sending.not_sent(reason))
             return
-        lane = self._lanes.get(key)
+        lanes = self._lanes_by_loop.setdefault(asyncio.get_running_loop(), {})
+        lane = lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = Lane(
+            lane = lanes[key] = Lane(
                 self._channel,
                 clock=self._clock,
                 settings=self._settings,
                 sleep=self._sleep,
-                on_idle=partial(self._forget_lane, key),
+                on_idle=partial(lanes.pop, key, None),
             )
         lane.put(sending)
-
-    def _forget_lane(self, key: tuple[str, str]) -> None:
-        self._lanes.pop(key, None)
 
     def _note_outcome(self, on_outcome: OnOutcome, outcome: MessageOutcome) -> None:
         self._num_unsettled -= 1

@@ -102,10 +102,13 @@ class Sending(Struct, eq=False):
 
 
 class Lane:
-    """Sends one chat's messages one after the other. ``on_idle`` is called once, when nothing is left and the spacing is over."""
+    """Sends one chat's messages one after the other.
+
+    ``on_idle`` is called once: when nothing is left and the spacing is over, or when the sending was cancelled.
+    """
 
     def __init__(
-        self, channel: Channel, *, clock: Clock, settings: Settings, sleep: Sleep, on_idle: Callable[[], None]
+        self, channel: Channel, *, clock: Clock, settings: Settings, sleep: Sleep, on_idle: Callable[[], object]
     ) -> None:
         self._channel = channel
         self._clock = clock
@@ -126,12 +129,23 @@ class Lane:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
+        self._settle_waiting()
+
+    def _settle_waiting(self) -> None:
         while self._waiting:
             sending = self._waiting.popleft()
             if sending.answer.given_up_because is None:
                 sending.answer.settle(sending.not_sent(STOPPED))
 
     async def _send_all(self) -> None:
+        try:
+            await self._send_waiting()
+        finally:
+            # Also when the loop it runs on ends under it: nobody may wait for a message this task no longer sends.
+            self._settle_waiting()
+            self._on_idle()
+
+    async def _send_waiting(self) -> None:
         while self._waiting:
             sending = self._waiting.popleft()
             if sending.answer.given_up_because is not None:
@@ -142,7 +156,6 @@ class Lane:
             if outcome.status == "accepted" or outcome.error_kind == "ambiguous":
                 # Slept here and not before the next message: the lane stays as long as the spacing has to be remembered.
                 await self._sleep(self._spacing_ms(sending) / _MS_PER_S)
-        self._on_idle()
 
     def _spacing_ms(self, sending: Sending) -> int:
         own = sending.answer.instance.message_spacing_ms

@@ -9,7 +9,7 @@ that answer.
         ...                       # the streamer's whole story of one answer
         typing.note_message()     # after every accepted message: WhatsApp takes the sign away itself
 
-Runs on the event loop only.
+Runs on event loops only. Each loop has its own calls: a script may run several, one after the other or in threads.
 """
 
 import asyncio
@@ -25,6 +25,9 @@ from omni.model import InstanceConfig
 from omni.ports import Channel
 
 log = logging.getLogger(__name__)
+
+# A chat on a loop: one loop can neither wait for another's tasks nor cancel them.
+_Place = tuple[asyncio.AbstractEventLoop, str, str]
 
 PULSE_MS = 8_000
 """How long one call shows the sign: under the ten seconds after which WhatsApp may take it away."""
@@ -45,7 +48,7 @@ class TypingIndicator:
         self._channel = channel
         self._is_enabled = is_enabled
         self._sleep = sleep
-        self._tasks: dict[tuple[str, str], set[asyncio.Task[None]]] = {}
+        self._tasks: dict[_Place, set[asyncio.Task[None]]] = {}
 
     @property
     def active_chats(self) -> int:
@@ -56,7 +59,7 @@ class TypingIndicator:
     async def shown(self, instance: InstanceConfig, recipient: str) -> "AsyncIterator[TypingSign]":
         """Show the sign inside the block. Entering and leaving take no time, and what happens to the sign is not raised here."""
         sign = TypingSign()
-        chat = (instance.name, recipient)
+        chat = (asyncio.get_running_loop(), instance.name, recipient)
         if self._is_enabled:
             earlier = frozenset(self._tasks.get(chat, ()))
             self._start(chat, self._pulse(sign, instance, recipient, earlier=earlier))
@@ -68,8 +71,9 @@ class TypingIndicator:
                 self._start(chat, self._clear(instance, recipient))
 
     async def aclose(self) -> None:
-        """Cancel every call under way."""
-        tasks = [task for tasks in self._tasks.values() for task in tasks]
+        """Cancel every call under way on this loop."""
+        here = asyncio.get_running_loop()
+        tasks = [task for (loop, _, _), tasks in list(self._tasks.items()) if loop is here for task in tasks]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -98,12 +102,12 @@ class TypingIndicator:
     async def _clear(self, instance: InstanceConfig, recipient: str) -> None:
         await self._channel.send_presence(instance, recipient, state="paused", duration_ms=0)
 
-    def _start(self, chat: tuple[str, str], work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, chat: _Place, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name="omni-typing")
         self._tasks.setdefault(chat, set()).add(task)
         task.add_done_callback(partial(self._note_end, chat))
 
-    def _note_end(self, chat: tuple[str, str], task: asyncio.Task[None]) -> None:
+    def _note_end(self, chat: _Place, task: asyncio.Task[None]) -> None:
         tasks = self._tasks[chat]
         tasks.discard(task)
         if not tasks:
