@@ -13,6 +13,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
+    Float,
     ForeignKey,
     Integer,
     MetaData,
@@ -194,6 +195,25 @@ trace_payloads = Table(
     Column("error_details", Text),
     Column("contains_media", Boolean),
     Column("contains_base64", Boolean),
+)
+
+# Nothing reads or writes it, here or at the predecessor; it is there so that a new database is the predecessor's in full.
+telemetry_traces = Table(
+    "telemetry_traces",
+    legacy_metadata,
+    Column("id", String, primary_key=True, index=True),
+    Column("timestamp", UtcDateTime, nullable=False, index=True),
+    Column("trace_type", String, nullable=False, index=True),
+    Column("operation_type", String, nullable=False, index=True),
+    Column("instance_name", String, index=True),
+    Column("user_id", String, index=True),
+    Column("session_id", String, index=True),
+    Column("agent_name", String, index=True),
+    Column("request_payload", Text),
+    Column("response_payload", Text),
+    Column("error_message", Text),
+    Column("duration_ms", Float),
+    Column("metadata", Text),
 )
 
 omni_instance_settings = Table(

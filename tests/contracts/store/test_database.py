@@ -96,7 +96,7 @@ def test_a_predecessor_without_trace_tables_gets_them(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE instance_configs (id INTEGER NOT NULL PRIMARY KEY, name VARCHAR NOT NULL)")
     connection.close()
     database = Database.open(f"sqlite:///{path}")
-    assert table_names(database) == ALL_TABLES - {"access_rules", "user_external_ids"}
+    assert table_names(database) == ALL_TABLES - {"access_rules", "telemetry_traces", "user_external_ids"}
     with database.reading("looking at the old table") as opened:
         assert [column["name"] for column in inspect(opened).get_columns("instance_configs")] == ["id", "name"]
     database.close()
