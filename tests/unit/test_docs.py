@@ -1,5 +1,6 @@
 """The reference pages say what the code does: settings, routes, stages, figures, public names."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import omni
 from omni.clock import Anchor
 from omni.tracing.document import delivery_document, timeline_document
+from omni.tracing.summary import streaming_summary
 from omni.tracing.timeline import build_timeline
 
 ROOT = Path(__file__).parents[2]
@@ -66,3 +68,19 @@ def test_the_names_the_contract_fixes_are_public():
         "MessageRouter",
         "message_router",
     } <= set(omni.__all__)
+
+
+def test_every_key_of_the_summary_is_documented():
+    text = (REFERENCE / "summary.md").read_text(encoding="utf-8")
+    keys = streaming_summary(build_timeline("t", Anchor(0, 0), []))
+    assert [key for key in keys if f"`{key}`" not in text] == []
+
+
+def test_documents_named_in_the_code_exist():
+    named = {
+        name
+        for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")]
+        for name in re.findall(r"docs/[a-z]+/[\w.-]+\.(?:md|png|svg)", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 5
+    assert sorted(name for name in named if not (ROOT / name).exists()) == []
