@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from omni.tracing.service import TraceService as TraceService
     from omni.tracing.service import create_streaming_trace_context as create_streaming_trace_context
     from omni.tracing.streaming_trace_context import StreamingTraceContext as StreamingTraceContext
-    from omni.tracing.streaming_trace_context import TraceContext as TraceContext
+    from omni.tracing.trace_context import TraceContext as TraceContext
 
 __version__ = "1.0.0"
 
@@ -26,7 +26,7 @@ _MODULE_BY_NAME = {
     "MessageRouter": "omni.gateway.message_router",
     "Settings": "omni.settings",
     "StreamingTraceContext": "omni.tracing.streaming_trace_context",
-    "TraceContext": "omni.tracing.streaming_trace_context",
+    "TraceContext": "omni.tracing.trace_context",
     "TraceService": "omni.tracing.service",
     "create_streaming_trace_context": "omni.tracing.service",
     "message_router": "omni.app",

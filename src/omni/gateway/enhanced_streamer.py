@@ -4,7 +4,7 @@ from typing import Any
 
 from omni.gateway.message_router import MessageRouter
 from omni.model import AgentKind, InstanceConfig
-from omni.tracing.streaming_trace_context import TraceContext
+from omni.tracing.trace_context import TraceContext
 
 
 class EnhancedAutomagikHiveStreamer:

@@ -28,8 +28,9 @@ from omni.model import (
     MessageOutcome,
 )
 from omni.ports import AgentBackend
-from omni.tracing.streaming_trace_context import StreamingTraceContext, TraceContext
+from omni.tracing.streaming_trace_context import StreamingTraceContext
 from omni.tracing.summary import headline, streaming_summary
+from omni.tracing.trace_context import TraceContext
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from omni.gateway.turn import Turn
 from omni.gateway.whole_reply import ask_whole
 from omni.model import DEFAULT_AGENT_TIMEOUT_S, AgentRequest, InstanceConfig
 from omni.ports import AgentBackend
-from omni.tracing.streaming_trace_context import StreamingTraceContext, TraceContext
+from omni.tracing.streaming_trace_context import StreamingTraceContext
+from omni.tracing.trace_context import TraceContext
 
 log = logging.getLogger(__name__)
 

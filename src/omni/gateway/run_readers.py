@@ -22,7 +22,8 @@ from omni.model import (
     ToolCall,
     Usage,
 )
-from omni.tracing.streaming_trace_context import StreamingTraceContext, TraceContext
+from omni.tracing.streaming_trace_context import StreamingTraceContext
+from omni.tracing.trace_context import TraceContext
 
 
 class AgentEnd(Struct, frozen=True, kw_only=True):

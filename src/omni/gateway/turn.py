@@ -5,7 +5,7 @@ from typing import Literal
 from msgspec import Struct
 
 from omni.model import InboundMessage, InstanceConfig
-from omni.tracing.streaming_trace_context import TraceContext
+from omni.tracing.trace_context import TraceContext
 
 
 class Verdict(Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from omni.gateway.hive_streamer import Question
 from omni.gateway.run_readers import whole_stage
 from omni.model import AgentEvent, FirstByte, RequestWritten, RunEnded, TextDelta, ToolCall
 from omni.ports import AgentBackend
-from omni.tracing.streaming_trace_context import TraceContext
+from omni.tracing.trace_context import TraceContext
 
 
 async def ask_whole(question: Question, agent: AgentBackend, trace: TraceContext) -> str:

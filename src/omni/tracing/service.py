@@ -19,7 +19,8 @@ from omni.tracing.events import TraceOpened
 from omni.tracing.fitting import as_payload
 from omni.tracing.recorder import Recorder, TraceJournal
 from omni.tracing.stored import read_stored_trace
-from omni.tracing.streaming_trace_context import StreamingTraceContext, TraceContext
+from omni.tracing.streaming_trace_context import StreamingTraceContext
+from omni.tracing.trace_context import TraceContext
 
 _MEDIA_TYPES = {
     "imageMessage": "image",

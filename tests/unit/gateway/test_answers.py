@@ -11,7 +11,8 @@ from omni.model import RequestWritten, SendResult, TextDelta
 from omni.testing import ScriptedAgent
 from omni.tracing.document import streaming_document
 from omni.tracing.stored import read_stored_trace
-from omni.tracing.streaming_trace_context import StreamingTraceContext, TraceContext
+from omni.tracing.streaming_trace_context import StreamingTraceContext
+from omni.tracing.trace_context import TraceContext
 
 RECIPIENT = "5511999990001@s.whatsapp.net"
 NO_ANSWER = notice_for("error", has_text=False, language="en")

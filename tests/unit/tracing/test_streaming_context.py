@@ -8,8 +8,9 @@ from omni.model import InboundMessage, Usage
 from omni.tracing import service
 from omni.tracing.document import streaming_document
 from omni.tracing.stored import read_stored_trace
-from omni.tracing.streaming_trace_context import StreamingTraceContext, TraceContext
+from omni.tracing.streaming_trace_context import StreamingTraceContext
 from omni.tracing.summary import headline
+from omni.tracing.trace_context import TraceContext
 
 JOKE = ["Why do programmers prefer dark mode?", "\n\n", "Because light ", "attracts bugs! ", "🐛"]
 
