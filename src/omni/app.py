@@ -86,7 +86,6 @@ class Runtime:
             },
             streamer=self.streamer,
             online=self.online,
-            language=settings.language,
         )
         self.router = MessageRouter(self.gateway)
         self.inbox = Inbox(self.router.answer_turn, tracer=self.tracer, clock=self.clock, settings=settings)
@@ -110,15 +109,15 @@ class Runtime:
                     await self.typing.aclose()
 
     def health(self) -> dict[str, Any]:
-        """What the health route adds: how much is in hand, and what was lost."""
+        """What the health route adds: how much is in hand, and what was lost; None where nothing is recorded."""
         recorder = self.recorder
         return {
             "database": self.database.dialect,
             "chats_running": self.inbox.num_running,
             "messages_waiting": self.inbox.num_waiting,
-            "trace_events_pending": 0 if recorder is None else recorder.num_pending,
-            "trace_events_shed": 0 if recorder is None else recorder.num_shed,
-            "trace_rows_lost": 0 if recorder is None else recorder.num_lost,
+            "trace_events_pending": None if recorder is None else recorder.num_pending,
+            "trace_events_shed": None if recorder is None else recorder.num_shed,
+            "trace_rows_lost": None if recorder is None else recorder.num_lost,
             "loop_lag_ms": self.loop_lag.figures(),
         }
 

@@ -1,9 +1,13 @@
 """The reference pages say what the code does: settings, routes, stages, figures, public names."""
 
+import doctest
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import omni
 from omni.clock import Anchor
@@ -84,3 +88,16 @@ def test_documents_named_in_the_code_exist():
     }
     assert len(named) > 5
     assert sorted(name for name in named if not (ROOT / name).exists()) == []
+
+
+def modules_with_examples():
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        if ">>> " in path.read_text(encoding="utf-8"):
+            yield path.relative_to(ROOT / "src").with_suffix("").as_posix().replace("/", ".")
+
+
+@pytest.mark.parametrize("name", list(modules_with_examples()))
+def test_examples_in_docstrings_hold(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted > 0
+    assert result.failed == 0

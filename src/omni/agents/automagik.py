@@ -5,22 +5,23 @@ and user are sent by name, as the predecessor sent them. Errors are told apart b
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 import msgspec
 
+from omni.agents.hive_http import MAX_DETAIL_CHARS, StampedBody, read_detail, read_some, status_error
+from omni.agents.silence import silence_error
 from omni.clock import Clock
-from omni.errors import AgentFailed, AgentProtocolError, AgentRejected, AgentTimeout, AgentUnreachable
+from omni.errors import AgentError, AgentFailed, AgentProtocolError, AgentRejected, AgentUnreachable
 from omni.model import AgentEvent, AgentRequest, FirstByte, RequestWritten, RunEnded, TextDelta, ToolCall, Usage
 
 # Messages of the session the server may load, as the predecessor asked for.
 _MESSAGE_LIMIT = 100
 # A whole answer is text; anything larger is not one.
 _MAX_REPLY_BYTES = 16 * 1024 * 1024
-_DETAIL_CHARS = 500
 
 
 class _Reply(msgspec.Struct):
@@ -38,71 +39,93 @@ class AutomagikClient:
         self._http = http
         self._clock = clock
 
-    async def run(self, request: AgentRequest) -> AsyncIterator[AgentEvent]:
-        """Yield the events of one run: the whole answer as one text. Raises AgentError."""
-        url = f"{request.base_url.rstrip('/')}/api/v1/agent/{quote(request.agent_id, safe='')}/run"
-        body = {
-            "message_content": request.message,
-            "message_limit": _MESSAGE_LIMIT,
-            "user": {"phone_number": f"+{request.user_id}"} if request.user_id.isdigit() else None,
-            "user_id": None if request.user_id.isdigit() else request.user_id,
-            "message_type": "text",
-            "session_name": request.session_id,
-        }
-        headers = {"x-api-key": request.api_key} if request.api_key else {}
-        told = {key: value for key, value in body.items() if value is not None}
-        yield RequestWritten(self._clock.mono_ns())
-        status, answer = await self._post(url, told, headers, request.timeout_s)
-        arrived_ns = self._clock.mono_ns()
-        yield FirstByte(arrived_ns)
-        reply = _read_reply(status, answer)
-        for call in reply.tool_calls or ():
-            function = call.get("function")
-            name = function.get("name") if isinstance(function, dict) else call.get("name")
-            yield ToolCall(mono_ns=arrived_ns, phase="started", name=name)
-        if not reply.success:
-            raise AgentFailed("the agent reported a failure", detail=(reply.message or "")[:_DETAIL_CHARS])
-        if reply.message:
-            yield TextDelta(arrived_ns, reply.message, "agent_response")
-        yield RunEnded(
-            mono_ns=arrived_ns,
-            ending="completed",
-            content=reply.message,
-            usage=_usage(reply.usage),
-            session_id=reply.session_id,
-        )
+    async def run(self, request: AgentRequest) -> AsyncGenerator[AgentEvent, None]:
+        """Yield the events of one run: the whole answer as one text. Raises AgentError.
 
-    async def _post(
-        self, url: str, body: dict[str, Any], headers: dict[str, str], timeout_s: float
-    ) -> tuple[int, bytes]:
+        Moments are stamped when they happen and yielded when the answer is there, or just before the error.
+        """
+        body = StampedBody(_body_of(request), content_type="application/json", clock=self._clock)
+        arrival = _Arrival()
+        failure: AgentError | None = None
         try:
-            async with asyncio.timeout(timeout_s), self._http().post(url, json=body, headers=headers) as response:
-                return response.status, await _read_bounded(response)
+            async with asyncio.timeout(request.timeout_s):
+                await self._exchange(request, body, arrival)
         except TimeoutError as exc:
-            raise AgentTimeout("the agent gave no answer in time", kind="first_token", timeout_s=timeout_s) from exc
+            failure = silence_error("first_token", request.timeout_s)
+            failure.__cause__ = exc
+        except AgentError as exc:
+            failure = exc
+        if body.written_ns is not None:
+            yield RequestWritten(body.written_ns)
+        if arrival.first_byte_ns is not None:
+            yield FirstByte(arrival.first_byte_ns)
+        if failure is not None:
+            raise failure
+        for event in _events_of(arrival, ended_ns=self._clock.mono_ns()):
+            yield event
+
+    async def _exchange(self, request: AgentRequest, body: StampedBody, arrival: "_Arrival") -> None:
+        url = f"{request.base_url.rstrip('/')}/api/v1/agent/{quote(request.agent_id, safe='')}/run"
+        headers = {"x-api-key": request.api_key} if request.api_key else {}
+        try:
+            response = await self._http().post(url, data=body, headers=headers, allow_redirects=False)
+        except (ValueError, aiohttp.NonHttpUrlClientError) as exc:
+            raise AgentRejected("The agent's URL or key cannot be used in a request.") from exc
         except aiohttp.ClientError as exc:
-            raise AgentUnreachable(f"no answer from the agent server ({type(exc).__name__})", retryable=True) from exc
+            raise AgentUnreachable("The agent server cannot be reached.", retryable=True) from exc
+        if not 200 <= response.status < 300:
+            raise status_error(response.status, await read_detail(response))
+        try:
+            while data := await read_some(response.content):
+                if arrival.first_byte_ns is None:
+                    arrival.first_byte_ns = self._clock.mono_ns()
+                arrival.body += data
+                if len(arrival.body) > _MAX_REPLY_BYTES:
+                    raise AgentProtocolError("The agent's answer is larger than an answer can be.")
+        finally:
+            response.close()
 
 
-async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
-    answer = bytearray()
-    async for piece in response.content.iter_any():
-        answer += piece
-        if len(answer) > _MAX_REPLY_BYTES:
-            raise AgentProtocolError("the agent's answer is larger than an answer can be")
-    return bytes(answer)
+class _Arrival:
+    """What has come of the answer so far, and when it began to."""
+
+    def __init__(self) -> None:
+        self.first_byte_ns: int | None = None
+        self.body = bytearray()
 
 
-def _read_reply(status: int, answer: bytes) -> _Reply:
-    detail = answer[:_DETAIL_CHARS].decode("utf-8", "replace")
-    if status >= 500:
-        raise AgentFailed(f"the agent server answered {status}", retryable=True, status_code=status, detail=detail)
-    if status >= 400:
-        raise AgentRejected(f"the agent server answered {status}", status_code=status, detail=detail)
+def _body_of(request: AgentRequest) -> bytes:
+    is_phone = request.user_id.isdigit()
+    person = {"user": {"phone_number": f"+{request.user_id}"}} if is_phone else {"user_id": request.user_id}
+    return msgspec.json.encode({
+        "message_content": request.message,
+        "message_limit": _MESSAGE_LIMIT,
+        "message_type": "text",
+        "session_name": request.session_id,
+        **person,
+    })  # fmt: skip
+
+
+def _events_of(arrival: _Arrival, *, ended_ns: int) -> Iterator[AgentEvent]:
     try:
-        return msgspec.json.decode(answer, type=_Reply)
+        reply = msgspec.json.decode(bytes(arrival.body), type=_Reply)
     except msgspec.MsgspecError as exc:
-        raise AgentProtocolError("the agent's answer is not the JSON it should be", detail=detail) from exc
+        raise AgentProtocolError("The agent's answer is not the JSON it should be.") from exc
+    for call in reply.tool_calls or ():
+        function = call.get("function")
+        name = function.get("name") if isinstance(function, dict) else call.get("name")
+        yield ToolCall(mono_ns=ended_ns, phase="started", name=name if isinstance(name, str) else None)
+    if not reply.success:
+        raise AgentFailed("The agent reported a failure.", detail=(reply.message or "")[:MAX_DETAIL_CHARS] or None)
+    if reply.message:
+        yield TextDelta(ended_ns, reply.message, "agent_response")
+    yield RunEnded(
+        mono_ns=ended_ns,
+        ending="completed",
+        content=reply.message,
+        usage=_usage(reply.usage),
+        session_id=reply.session_id,
+    )
 
 
 def _usage(usage: dict[str, Any] | None) -> Usage | None:

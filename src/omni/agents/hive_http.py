@@ -22,11 +22,11 @@ _MAX_ERROR_BODY_BYTES = 65_536
 _PASSING_STATUSES = frozenset({408, 425, 429})  # refused for now, though below 500
 
 
-class StampedForm(aiohttp.BytesPayload):
-    """A form body that notes when its last byte was handed to the socket (``written_ns``, None until then)."""
+class StampedBody(aiohttp.BytesPayload):
+    """A request body that notes when its last byte was handed to the socket (``written_ns``, None until then)."""
 
-    def __init__(self, fields: dict[str, str], clock: Clock) -> None:
-        super().__init__(urlencode(fields).encode(), content_type="application/x-www-form-urlencoded")
+    def __init__(self, body: bytes, *, content_type: str, clock: Clock) -> None:
+        super().__init__(body, content_type=content_type)
         self._clock = clock
         self.written_ns: int | None = None
 
@@ -34,6 +34,13 @@ class StampedForm(aiohttp.BytesPayload):
         """Write the body and take the time."""
         await super().write_with_length(writer, content_length)
         self.written_ns = self._clock.mono_ns()
+
+
+class StampedForm(StampedBody):
+    """A form as such a body."""
+
+    def __init__(self, fields: dict[str, str], clock: Clock) -> None:
+        super().__init__(urlencode(fields).encode(), content_type="application/x-www-form-urlencoded", clock=clock)
 
 
 def run_fields(request: AgentRequest) -> dict[str, str]:

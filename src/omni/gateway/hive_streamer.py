@@ -76,8 +76,7 @@ class AnswerStreamer:
             async with self._typing.shown(question.instance, question.recipient) as sign:
                 end, outcomes = await self._ask_and_deliver(question, agent, trace, sign)
         except asyncio.CancelledError:
-            ending = self._cut_off_ending
-            self._close(trace, AgentEnd(ending=ending, error_message=_CUT_OFF, error_stage=ending))
+            self._close(trace, self._cut_off())
             raise
         finally:
             self._running.pop(trace.trace_id, None)
@@ -103,6 +102,23 @@ class AnswerStreamer:
             answer.abandon()
             answer.finish()
             raise
+
+    async def ask_whole(self, question: Question, agent: AgentBackend, trace: TraceContext) -> str:
+        """The agent's whole answer, or the polite notice when there is none, for callers who deliver it themselves.
+
+        After an answer the trace stays open until the caller logs the sending; otherwise it is closed with the run's ending.
+        """
+        trace.update_session_info(session_name=question.request.session_id)
+        try:
+            end = await self._ask(question, agent, trace, None)
+        except asyncio.CancelledError:
+            self._close(trace, self._cut_off())
+            raise
+        if end.ending != "completed":
+            self._close(trace, end)
+        if end.ending == "completed" and end.has_text:
+            return end.text
+        return notice_for(end.ending, has_text=False, language=self._language) or ""
 
     def note_stopping(self) -> None:
         """The process is about to stop: turns cut off from here on were interrupted, not cancelled by anybody."""
@@ -139,7 +155,7 @@ class AnswerStreamer:
         return {"active_streams": len(streams), "streams": streams, "ended": dict(self._num_by_ending)}
 
     async def _ask(
-        self, question: Question, agent: AgentBackend, trace: TraceContext, answer: AnswerDelivery
+        self, question: Question, agent: AgentBackend, trace: TraceContext, answer: AnswerDelivery | None
     ) -> AgentEnd:
         request = question.request
         trace.log_agent_request(_request_payload(question), is_streaming=request.stream)
@@ -149,7 +165,9 @@ class AnswerStreamer:
                 "recipient": question.recipient,
                 "message_preview": request.message[:_PREVIEW_CHARS],
             })  # fmt: skip
-        reader = StreamReader(trace, answer) if request.stream else ReplyReader(trace, answer)
+        reader: StreamReader | ReplyReader = ReplyReader(trace, answer)
+        if request.stream and answer is not None:
+            reader = StreamReader(trace, answer)
         try:
             # The client is an async generator; closing it closes the agent's connection.
             events = cast("AsyncGenerator[AgentEvent]", agent.run(request))
@@ -164,6 +182,10 @@ class AnswerStreamer:
         return reader.end or reader.fail(
             "the agent's stream ended without a word about its end", ending="incomplete", at_ns=self._clock.mono_ns()
         )
+
+    def _cut_off(self) -> AgentEnd:
+        ending = self._cut_off_ending
+        return AgentEnd(ending=ending, error_message=_CUT_OFF, error_stage=ending)
 
     def _close(self, trace: TraceContext, end: AgentEnd) -> bool:
         trace.end_turn(end.ending, error_message=end.error_message, error_stage=end.error_stage)

@@ -146,7 +146,7 @@ class Inbox:
     async def _run_turn(self, turn: Turn) -> None:
         try:
             await self._answer(turn)
-        except Exception as exc:  # noqa: BLE001 - around one message's task (STYLE 16)
+        except Exception as exc:  # noqa: BLE001 - around one message's task (docs/decisions/0006-broad-excepts.md)
             # A bug of ours must cost one turn, not the chat; it is an ERROR because a person should act.
             facts = {"trace_id": turn.trace.trace_id, **fault_facts(exc)}
             log.error("turn_failed", extra=facts)  # noqa: TRY400 - a traceback could hold text

@@ -13,11 +13,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from omni.errors import AgentError, SettingsError
+from omni.errors import SettingsError
 from omni.gateway.hive_streamer import AnswerStreamer, Question
-from omni.gateway.notices import Language, notice_for
 from omni.gateway.turn import Turn
-from omni.gateway.whole_reply import ask_whole
 from omni.model import DEFAULT_AGENT_TIMEOUT_S, AgentRequest, InstanceConfig
 from omni.ports import AgentBackend
 from omni.tracing.streaming_trace_context import StreamingTraceContext
@@ -35,7 +33,6 @@ class GatewayParts:
     backends: Mapping[str, AgentBackend]
     streamer: AnswerStreamer
     online: Callable[[], AbstractAsyncContextManager[object]]
-    language: Language
 
 
 _provider: Callable[[], GatewayParts] | None = None
@@ -199,12 +196,8 @@ class MessageRouter:
     async def _ask_whole(self, question: Question, trace_context: TraceContext | None) -> str:
         parts = self._require_parts()
         trace = trace_context or TraceContext("untraced")
-        try:
-            async with parts.online():
-                return await ask_whole(question, _backend(parts, question.instance), trace)
-        except AgentError as exc:
-            log.warning("agent_failed", extra={"trace_id": trace.trace_id, "cause": type(exc).__name__})
-            return notice_for("error", has_text=False, language=parts.language) or ""
+        async with parts.online():
+            return await parts.streamer.ask_whole(question, _backend(parts, question.instance), trace)
 
     def _require_parts(self) -> GatewayParts:
         if self._parts is None:

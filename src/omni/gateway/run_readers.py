@@ -27,12 +27,17 @@ from omni.tracing.trace_context import TraceContext
 
 
 class AgentEnd(Struct, frozen=True, kw_only=True):
-    """How the agent's part of a turn ended, and whether it said anything visible."""
+    """How the agent's part of a turn ended, and what it said."""
 
     ending: Ending
-    has_text: bool = False
+    text: str = ""
     error_message: str | None = None
     error_stage: str | None = None
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there is anything to see."""
+        return bool(self.text.strip())
 
 
 class StreamReader:
@@ -93,7 +98,7 @@ class StreamReader:
         self._trace.log_streaming_error(
             error, stage, ending=ending, error_type=error_type or ending, usage=usage, at_ns=at_ns
         )
-        self.end = AgentEnd(ending=ending, has_text=_has_text(self._texts), error_message=str(error), error_stage=stage)
+        self.end = AgentEnd(ending=ending, text="".join(self._texts), error_message=str(error), error_stage=stage)
         return self.end
 
     def _note_event(self, at_ns: int) -> None:
@@ -109,7 +114,7 @@ class StreamReader:
             if event.content is not None:
                 data["terminal_content_equals_chunks"] = event.content == text
             self._trace.log_streaming_complete(text, data, usage=event.usage, at_ns=event.mono_ns)
-            self.end = AgentEnd(ending="completed", has_text=_has_text(self._texts))
+            self.end = AgentEnd(ending="completed", text="".join(self._texts))
         else:
             self.fail(
                 _cause_of(event),
@@ -121,13 +126,15 @@ class StreamReader:
 
 
 class ReplyReader:
-    """The same for an agent that was asked for its whole answer at once: no chunks, one response."""
+    """The same for an agent that was asked for its whole answer at once: no chunks, one response.
 
-    def __init__(self, trace: TraceContext, answer: AnswerDelivery) -> None:
+    Without ``answer`` nothing is delivered; the text is in ``end``.
+    """
+
+    def __init__(self, trace: TraceContext, answer: AnswerDelivery | None) -> None:
         self._trace = trace
         self._answer = answer
         self._texts: list[str] = []
-        self._num_tools = 0
         self.end: AgentEnd | None = None
 
     def take(self, event: AgentEvent) -> None:
@@ -140,7 +147,8 @@ class ReplyReader:
             case RunStarted():
                 self._trace.update_session_info(agent_session_id=event.session_id)
             case TextDelta():
-                self._answer.feed(event.text, len(self._texts))
+                if self._answer is not None:
+                    self._answer.feed(event.text, len(self._texts))
                 self._texts.append(event.text)
             case ToolCall():
                 self._trace.log_tool_call(event.name, phase=event.phase, is_error=event.is_error, at_ns=event.mono_ns)
@@ -155,27 +163,23 @@ class ReplyReader:
         status = error.status_code if isinstance(error, AgentError) else None
         detail = error.detail if isinstance(error, AgentError) else None
         payload = {"success": False, "ending": ending, "error": str(error), "detail": detail}
-        self._respond(payload, usage=usage, status_code=status or 0, at_ns=at_ns)
-        self.end = AgentEnd(ending=ending, has_text=_has_text(self._texts), error_message=str(error), error_stage=stage)
+        self._respond(payload, usage=usage, status_code=status, at_ns=at_ns)
+        self.end = AgentEnd(ending=ending, text="".join(self._texts), error_message=str(error), error_stage=stage)
         return self.end
 
     def _take_end(self, event: RunEnded) -> None:
         self._trace.update_session_info(agent_session_id=event.session_id)
         if event.ending == "completed":
             self._respond({"success": True}, usage=event.usage, status_code=200, at_ns=event.mono_ns)
-            self.end = AgentEnd(ending="completed", has_text=_has_text(self._texts))
+            self.end = AgentEnd(ending="completed", text="".join(self._texts))
         else:
             self.fail(_cause_of(event), ending=event.ending, at_ns=event.mono_ns, usage=event.usage)
 
-    def _respond(self, payload: dict[str, Any], *, usage: Usage | None, status_code: int, at_ns: int) -> None:
+    def _respond(self, payload: dict[str, Any], *, usage: Usage | None, status_code: int | None, at_ns: int) -> None:
         told: dict[str, Any] = {"message": "".join(self._texts), "streaming": False, **payload}
         if usage is not None:
             told["usage"] = structs.asdict(usage)
         self._trace.log_agent_response(told, status_code=status_code, at_ns=at_ns)
-
-
-def _has_text(texts: list[str]) -> bool:
-    return any(text.strip() for text in texts)
 
 
 def whole_stage(error: AgentError | str) -> str:

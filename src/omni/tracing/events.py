@@ -132,7 +132,7 @@ class AgentResponded(Struct, frozen=True, kw_only=True):
     mono_ns: int
     payload: dict[str, Any]
     processing_time_ms: int | None = None
-    status_code: int = 200
+    status_code: int | None = 200
 
 
 class MessageSettled(Struct, frozen=True, kw_only=True):

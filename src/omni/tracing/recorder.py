@@ -14,9 +14,8 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from itertools import count
-from time import monotonic
 
-from omni.clock import Anchor, Clock
+from omni.clock import NS_PER_S, Anchor, Clock
 from omni.errors import OmniError, StoreError
 from omni.ports import TraceSink, WriteOp
 from omni.settings import Settings
@@ -26,7 +25,7 @@ from omni.tracing.rows import RowPlanner
 log = logging.getLogger(__name__)
 
 # Failures of one kind are logged once in this many seconds; the counts are exact all the same.
-_LOG_EVERY_S = 60.0
+_LOG_EVERY_NS = 60 * NS_PER_S
 # How long the writer waits before it tries a failing store again: doubled from the first to the last.
 _RETRY_FIRST_S, _RETRY_LAST_S = 0.05, 2.0
 # Tries of one batch before its traces are tried one by one; passing failures (a lock) are usually over by then.
@@ -103,7 +102,7 @@ class Recorder:
         self._flush_s = settings.trace_flush_ms / 1000
         self.max_pending = settings.trace_queue_events
         self.num_done = 0
-        self._last_log_s = -_LOG_EVERY_S
+        self._last_log_ns: int | None = None
         self.counter = count(1)
         self.num_appended = 0
         self.num_shed = 0
@@ -224,7 +223,7 @@ class Recorder:
                 return planner.plan(
                     events, now_ns=now_ns, flush_now=flush_now, num_shed=journal.num_shed, num_lost=journal.num_lost
                 )
-            except Exception as exc:  # noqa: BLE001 - tracing may lose a record, never an answer (STYLE 16)
+            except Exception as exc:  # noqa: BLE001 - tracing may lose a record, never an answer (docs/decisions/0006-broad-excepts.md)
                 self._count_loss(journal, 1, exc)
                 if planner.num_read == before:  # it is no event that cannot be planned; the next round begins afresh
                     planner.skip_to(len(events))
@@ -270,9 +269,9 @@ class Recorder:
     def _count_loss(self, journal: TraceJournal, num_rows: int, error: BaseException) -> None:
         journal.num_lost += num_rows
         self.num_lost += num_rows
-        now_s = monotonic()
-        if now_s - self._last_log_s >= _LOG_EVERY_S:
-            self._last_log_s = now_s
+        now_ns = self._clock.mono_ns()
+        if self._last_log_ns is None or now_ns - self._last_log_ns >= _LOG_EVERY_NS:
+            self._last_log_ns = now_ns
             kind = error.sentence if isinstance(error, OmniError) else type(error).__name__
             log.error("trace_rows_lost", extra={"num_lost_total": self.num_lost, "cause": kind})
 

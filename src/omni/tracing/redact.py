@@ -1,6 +1,6 @@
 """What may be stored and shown of a payload: keys are masked, media bytes are named instead of kept, long strings are cut.
 
-The only place that knows which fields are secret, and the only way to show a part of a phone number. The answer of an agent
+The only place that knows which fields are secret. The answer of an agent
 never passes through here: it is stored whole.
 """
 
@@ -96,12 +96,3 @@ def mask_secret(secret: str) -> str:
     ('…4567', '…')
     """
     return f"…{secret[-4:]}" if len(secret) >= 12 else "…"
-
-
-def mask_phone(phone: str) -> str:
-    """A phone number as it may be logged: how many digits, and the last two.
-
-    >>> mask_phone("5511999990001")
-    '13 digits …01'
-    """
-    return f"{len(phone)} digits …{phone[-2:]}" if phone else "none"

@@ -153,7 +153,7 @@ class _Reader:
                 self._take_tools(meta, at_ns)
                 ending = payload.get("ending")
                 self._ending = ending if ending in _ENDINGS else None
-                self.events.append(AgentResponded(mono_ns=at_ns, payload=payload, status_code=row.status_code or 200))
+                self.events.append(AgentResponded(mono_ns=at_ns, payload=payload, status_code=row.status_code))
             case "evolution_send":
                 self._take_message(row, payload, meta, at_ns)
             case _:

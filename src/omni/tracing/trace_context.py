@@ -178,7 +178,7 @@ class TraceContext:
         self,
         agent_response: dict[str, Any],
         processing_time_ms: int | None = None,
-        status_code: int = 200,
+        status_code: int | None = 200,
         *,
         at_ns: int | None = None,
     ) -> None:

@@ -77,6 +77,6 @@ def route_to(streamer):
         yield
 
     def make(agent):
-        return MessageRouter(GatewayParts(backends={"hive": agent}, streamer=streamer, online=online, language="en"))
+        return MessageRouter(GatewayParts(backends={"hive": agent}, streamer=streamer, online=online))
 
     return make

@@ -287,6 +287,31 @@ async def test_unstreamed_instance_returns_the_reply_and_keeps_its_figures(
     assert document["timeline"]["total_streaming_time_ms"] == 210
 
 
+@pytest.mark.parametrize(
+    ("steps", "ending", "stage", "status_code"),
+    [
+        ({"ending": "paused", "error": None}, "paused", "agent_response", None),
+        ({"ending": "incomplete", "error": None}, "incomplete", "agent_response", None),
+        ({"error": AgentTimeout("silence", kind="first_token", timeout_s=60)}, "timeout", "agent_response", None),
+        ({"error": AgentRejected("401", status_code=401)}, "error", "agent_request", 401),
+    ],
+)
+async def test_an_unstreamed_failure_returns_the_notice_and_keeps_its_ending(
+    route_to, tracer, store, clock, instance, steps, ending, stage, status_code
+):
+    """What the run's end was called is not lost on the way, and a status nobody gave is unknown, not 0."""
+    from msgspec import structs
+
+    trace = open_plain(tracer)
+    agent = ScriptedAgent(telling(clock, [], **steps))
+    reply = await ask(route_to, agent, structs.replace(instance, agent_stream_mode=False), trace)
+    assert reply == notice_for(ending, has_text=False, language="en")
+    document = document_of(tracer, store, trace)
+    assert (document["ending"], document["status"], document["error_stage"]) == (ending, "failed", stage)
+    (response,) = [row for row in store.get_payloads(trace.trace_id) if row.stage == "agent_response"]
+    assert response.status_code == status_code
+
+
 def test_route_message_blocks_and_returns_the_reply(route_to, tracer, clock):
     agent = ScriptedAgent(telling(clock, ["olá"]))
     router = route_to(agent)
