@@ -5,6 +5,7 @@ slotted as a dataclass would be, at a tenth of the cost to make, which counts wh
 """
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Literal, Self
 
 from msgspec import Struct, structs
@@ -12,6 +13,9 @@ from msgspec import Struct, structs
 AgentKind = Literal["agent", "team"]
 Ending = Literal["completed", "error", "incomplete", "paused", "cancelled", "timeout", "send_failed", "interrupted"]
 MessageStatus = Literal["pending", "accepted", "delivered", "read", "failed", "not_sent"]
+ReceiptStatus = Literal["pending", "server_ack", "delivered", "read", "failed", "deleted"]
+InboxState = Literal["stored", "running", "delivering", "done"]
+OutboxState = Literal["queued", "sending", "accepted", "failed", "not_sent"]
 SendErrorKind = Literal["not_on_whatsapp", "rejected", "unauthorized", "unknown_instance", "transient", "ambiguous"]
 
 DEFAULT_AGENT_TIMEOUT_S = 60
@@ -46,6 +50,8 @@ class InstanceConfig(Struct, frozen=True, kw_only=True):
     requires_webhook_auth: bool = False
     answers_groups: bool = False
     message_spacing_ms: int | None = None
+    language: str | None = None
+    notice_texts: dict[str, str] | None = None
 
     @property
     def is_hive(self) -> bool:
@@ -198,6 +204,109 @@ class MessageOutcome(Struct, frozen=True, kw_only=True):
     status_code: int | None = None
     error_kind: SendErrorKind | None = None
     error: str | None = None
+
+
+class SentSearch(Struct, frozen=True, kw_only=True):
+    """Whether a message whose sending broke off went out after all.
+
+    ``found`` names the key WhatsApp knows it by; ``absent`` means the channel keeps what it sent and this is not there;
+    ``unknown`` that nobody can tell.
+    """
+
+    verdict: Literal["found", "absent", "unknown"]
+    key_id: str | None = None
+
+
+class SentEcho(Struct, frozen=True, kw_only=True):
+    """The channel's own word that it sent a message: Evolution's ``send.message``."""
+
+    instance_name: str
+    key_id: str
+    recipient: str
+    text: str
+
+
+class Receipt(Struct, frozen=True, kw_only=True):
+    """What WhatsApp says of a message sent earlier. It is joined by (instance, key id) and by nothing else.
+
+    ``claimed_wall_ns`` is the moment the event names, taken as UTC as it claims (nanoseconds since 1970), None when it names none;
+    its zone may be false.
+    """
+
+    instance_name: str
+    key_id: str
+    status: ReceiptStatus
+    claimed_wall_ns: int | None = None
+
+
+class InboxRecord(Struct, frozen=True, kw_only=True):
+    """One inbound message as the ledger keeps it; (instance_name, message_id) is its identity.
+
+    ``stored`` it waits, ``running`` its agent is asked, ``delivering`` the whole answer is in the outbox, ``done`` nothing is left
+    to do. ``version`` grows with each change; the ledger keeps the newest whatever the order they come in. ``message`` is None once it
+    is done. ``num_takes`` counts how often an answer to it was begun.
+    """
+
+    instance_name: str
+    message_id: str
+    chat_key: str
+    trace_id: str
+    received_at: datetime
+    state: InboxState = "stored"
+    version: int = 1
+    num_takes: int = 0
+    message: InboundMessage | None = None
+
+
+class OutboxRecord(Struct, frozen=True, kw_only=True):
+    """One outgoing message as the ledger keeps it; ``message_uid`` is its identity, given by us before it is sent.
+
+    ``answer_id`` is what the messages of one answer share: the trace's id, or one made for a text sent by request. ``sending`` means
+    that an attempt may have been made. ``text`` is None once the message has its final state; the hash stays. ``version`` grows
+    with each change; the ledger keeps the newest.
+    """
+
+    message_uid: str
+    answer_id: str
+    trace_id: str | None
+    instance_name: str
+    chat_key: str
+    recipient: str
+    index: int
+    text: str | None
+    text_sha256: str
+    start: int = 0
+    end: int = 0
+    first_chunk: int | None = None
+    last_chunk: int | None = None
+    is_notice: bool = False
+    state: OutboxState = "queued"
+    version: int = 1
+    attempts: int = 0
+    queued_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    key_id: str | None = None
+    status_code: int | None = None
+    error_kind: SendErrorKind | None = None
+    error: str | None = None
+
+
+class ReceiptRecord(Struct, frozen=True, kw_only=True):
+    """One receipt as the ledger keeps it; (instance_name, key_id, status) is its identity, the first arrival stays.
+
+    ``event_at`` is the event's own time moved to true UTC, ``event_uncertainty_ms`` how wrong that may be; both None when unknown.
+    ``trace_id`` is None until the message it belongs to is known.
+    """
+
+    instance_name: str
+    key_id: str
+    status: ReceiptStatus
+    received_at: datetime
+    event_at: datetime | None = None
+    event_uncertainty_ms: int | None = None
+    trace_id: str | None = None
+    version: int = 1
 
 
 class AgentRequest(Struct, frozen=True, kw_only=True):

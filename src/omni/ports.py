@@ -3,13 +3,24 @@
 A port speaks of data from ``model`` and of the rows below. Whoever satisfies one needs to import nothing else.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from asyncio import Future
+from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
-from omni.model import AgentEvent, AgentRequest, InstanceConfig, OutboundMessage, SendResult
+from omni.model import (
+    AgentEvent,
+    AgentRequest,
+    InboxRecord,
+    InstanceConfig,
+    OutboundMessage,
+    OutboxRecord,
+    ReceiptRecord,
+    SendResult,
+    SentSearch,
+)
 
 PayloadType = Literal["webhook", "request", "response", "stream_event", "error"]
 PresenceState = Literal["composing", "recording", "paused"]
@@ -28,6 +39,21 @@ class Channel(Protocol):
         """Show or clear the typing sign for ``duration_ms``; False when the channel has none or refused."""
         ...
 
+    async def find_sent(
+        self,
+        instance: InstanceConfig,
+        message: OutboundMessage,
+        *,
+        started_wall_ns: int,
+        known_key_ids: Collection[str],
+    ) -> SentSearch:
+        """Whether a message whose sending began at ``started_wall_ns`` and broke off went out after all.
+
+        ``known_key_ids`` belong to other messages of ours: they are no match, and finding one of them shows that the channel keeps
+        what it sent. Never raises for what the other side answered.
+        """
+        ...
+
 
 class AgentBackend(Protocol):
     """Asks an agent and yields what it says, as it says it."""
@@ -37,6 +63,10 @@ class AgentBackend(Protocol):
 
         Raises AgentError when no answer came about. Closing the iterator closes the connection.
         """
+        ...
+
+    async def cancel_run(self, request: AgentRequest, run_id: str) -> bool:
+        """Ask the server to stop a run; False when it has no way to, and closing the connection is all there is. Raises AgentError."""
         ...
 
 
@@ -199,6 +229,79 @@ class TraceReader(Protocol):
 
     def delete_older_than(self, cutoff: datetime) -> int:
         """Delete traces received before ``cutoff`` with all their payloads; the number of traces deleted."""
+        ...
+
+
+class PutInbound(Struct, frozen=True):
+    """Keep an inbound message, or its newer version."""
+
+    record: InboxRecord
+
+
+class PutOutbound(Struct, frozen=True):
+    """Keep an outgoing message, or its newer version."""
+
+    record: OutboxRecord
+
+
+class PutReceipt(Struct, frozen=True):
+    """Keep a receipt, or its newer version."""
+
+    record: ReceiptRecord
+
+
+LedgerOp = PutInbound | PutOutbound | PutReceipt
+
+
+class Ledger(Protocol):
+    """The durable book of what came in, what goes out and what was confirmed. Used on an event loop.
+
+    Operations are whole rows with versions: applying one twice, or an older one after a newer one, changes nothing.
+    """
+
+    def put(self, op: LedgerOp) -> Future[bool]:
+        """Store one operation; the future is done when it would survive the process. Never blocks.
+
+        Its result is False when the identity was there already in the same or a newer version (a repeat), else True. It raises
+        StoreError when neither the database nor the spool could take it.
+        """
+        ...
+
+    def post(self, op: LedgerOp) -> None:
+        """The same for callers who do not wait; a failure is counted and logged. Never blocks, never raises."""
+        ...
+
+
+class LeftWork(Struct, frozen=True, kw_only=True):
+    """What processes that are gone left undone, now ours. ``inbox`` in the order received, ``outbox`` by answer and index.
+
+    ``outbox`` holds all messages of every answer that has one without a final state, and of every trace in ``inbox``;
+    ``open_traces`` are the ids of traces nobody closed; ``receipts`` those whose message is not known yet.
+    """
+
+    inbox: Sequence[InboxRecord]
+    outbox: Sequence[OutboxRecord]
+    open_traces: Sequence[str]
+    receipts: Sequence[ReceiptRecord]
+
+
+class LedgerReader(Protocol):
+    """Reads the ledger. Methods block: call them from a worker thread. All raise StoreError when the database does."""
+
+    def take_over(self) -> LeftWork:
+        """Make what dead processes left ours, and return it. Spools they left are stored first."""
+        ...
+
+    def recent_message_ids(self, *, received_from: datetime, limit: int) -> list[tuple[str, str]]:
+        """(instance_name, message_id) of the newest inbound messages: repeats the inbox must recognise."""
+        ...
+
+    def find_outbound(self, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], OutboxRecord]:
+        """The outgoing messages known by these (instance_name, key_id) pairs; pairs nobody knows are left out."""
+        ...
+
+    def delete_older_than(self, cutoff: datetime) -> int:
+        """Remove finished rows older than ``cutoff`` in small transactions; how many went."""
         ...
 
 

@@ -67,6 +67,41 @@ class Settings(BaseSettings):
     webhook_max_bytes: int = Field(
         26_214_400, ge=1_024, description="Largest webhook body accepted, in bytes (media may come inside it)."
     )
+    message_max_age_s: int = Field(
+        3_600,
+        ge=60,
+        description="Seconds after which a message that arrives late is recorded and not answered, by WhatsApp's stamp.",
+    )
+    max_takes: int = Field(
+        3,
+        ge=1,
+        le=100,
+        description="Times an answer is begun for one message when the process dies before any of it went out.",
+    )
+    stop_words: str = Field(
+        "/stop,/parar",
+        description="Messages that stop the answer being written in their chat, separated by commas; empty for none.",
+    )
+    database_wait_ms: int = Field(
+        1_000,
+        ge=50,
+        le=60_000,
+        description="Milliseconds one write to the database may take before it goes to the local spool instead.",
+    )
+    spool_max_mb: int = Field(
+        512,
+        ge=8,
+        description="Megabytes the local spool may hold while the database is away; chunks are shed first, then it is full.",
+    )
+    trace_memory_max_mb: int = Field(
+        32, ge=1, description="Megabytes of records kept in memory while neither the database nor the spool takes them."
+    )
+    ledger_days: int = Field(
+        35,
+        ge=2,
+        le=3650,
+        description="Days finished messages stay in inbox and outbox: how late a receipt still finds its message.",
+    )
     inbox_max_waiting: int = Field(
         10_000,
         ge=1,
@@ -86,10 +121,22 @@ class Settings(BaseSettings):
     )
     send_timeout_ms: int = Field(30_000, ge=100, description="Milliseconds Evolution may take to answer one call.")
     send_attempts: int = Field(
-        3, ge=1, le=10, description="Attempts per message while Evolution says the failure is passing."
+        6, ge=1, le=20, description="Attempts per message while Evolution says the failure is passing."
     )
     send_retry_ms: int = Field(
-        500, ge=0, le=60_000, description="Milliseconds before the second attempt; doubles with each further one."
+        500,
+        ge=0,
+        le=60_000,
+        description="Milliseconds before the second attempt; doubles with each further one, plus jitter.",
+    )
+    send_retry_max_ms: int = Field(
+        15_000, ge=0, le=300_000, description="Longest wait between two attempts, in milliseconds, before jitter."
+    )
+    reconcile_wait_ms: int = Field(
+        5_000,
+        ge=0,
+        le=60_000,
+        description="Milliseconds to wait for Evolution's own word on a send that broke off, before it is asked.",
     )
     typing_indicator: bool = Field(True, description="Whether the typing sign is shown while the agent writes.")
     agent_connect_timeout_ms: int = Field(10_000, ge=100, description="Milliseconds for connecting to an agent server.")

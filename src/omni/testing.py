@@ -4,19 +4,33 @@ They satisfy the same ports as the real parts and keep the same promises; contra
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from omni.clock import NS_PER_MS, NS_PER_S
 from omni.errors import StoreError
-from omni.model import AgentEvent, AgentRequest, InstanceConfig, OutboundMessage, SendResult
+from omni.model import (
+    AgentEvent,
+    AgentRequest,
+    InboxRecord,
+    InstanceConfig,
+    OutboundMessage,
+    OutboxRecord,
+    ReceiptRecord,
+    SendResult,
+    SentSearch,
+)
 from omni.ports import (
     DropPayloads,
     InsertPayload,
     InsertTrace,
+    LedgerOp,
     PayloadRow,
     PresenceState,
+    PutInbound,
+    PutOutbound,
+    PutReceipt,
     TraceFilter,
     TraceRow,
     TraceSummary,
@@ -63,6 +77,7 @@ class ScriptedAgent:
     def __init__(self, steps: Callable[[AgentRequest], Sequence[AgentEvent | Exception | Awaitable[object]]]) -> None:
         self._steps = steps
         self.requests: list[AgentRequest] = []
+        self.cancelled_runs: list[str] = []
 
     async def run(self, request: AgentRequest) -> AsyncIterator[AgentEvent]:
         """Yield the script's events for one request."""
@@ -75,6 +90,12 @@ class ScriptedAgent:
             else:
                 yield step
 
+    async def cancel_run(self, request: AgentRequest, run_id: str) -> bool:  # noqa: ARG002
+        """Remember that the run was to be cancelled."""
+        self.cancelled_runs.append(run_id)
+        await asyncio.sleep(0)
+        return True
+
 
 class RecordingChannel:
     """A channel that accepts every message and remembers it. ``answers`` replaces the answers to the next sends, in order."""
@@ -83,6 +104,8 @@ class RecordingChannel:
         self.sent: list[OutboundMessage] = []
         self.presences: list[tuple[str, PresenceState]] = []
         self.answers: list[SendResult | Exception] = []
+        self.searches: list[SentSearch] = []
+        self.searched: list[OutboundMessage] = []
         self.gate: asyncio.Event | None = None
 
     async def send_text(self, instance: InstanceConfig, message: OutboundMessage) -> SendResult:  # noqa: ARG002
@@ -108,10 +131,76 @@ class RecordingChannel:
         await asyncio.sleep(0)
         return True
 
+    async def find_sent(
+        self,
+        instance: InstanceConfig,  # noqa: ARG002
+        message: OutboundMessage,
+        *,
+        started_wall_ns: int,  # noqa: ARG002
+        known_key_ids: Collection[str],  # noqa: ARG002
+    ) -> SentSearch:
+        """Answer from ``searches`` in order; without one nobody can tell."""
+        self.searched.append(message)
+        return self.searches.pop(0) if self.searches else SentSearch(verdict="unknown")
+
     @property
     def texts(self) -> list[str]:
         """The texts sent so far, in order."""
         return [message.text for message in self.sent]
+
+
+class MemoryLedger:
+    """A ledger in memory: the newest version of every row. ``failures`` are raised by the next puts; ``history`` holds all ops.
+
+    With ``is_held`` True, nothing becomes durable until ``release`` is called.
+    """
+
+    def __init__(self) -> None:
+        self.inbox: dict[tuple[str, str], InboxRecord] = {}
+        self.outbox: dict[str, OutboxRecord] = {}
+        self.receipts: dict[tuple[str, str, str], ReceiptRecord] = {}
+        self.history: list[LedgerOp] = []
+        self.failures: list[StoreError] = []
+        self.is_held = False
+        self._held: list[tuple[LedgerOp, asyncio.Future[bool]]] = []
+
+    def put(self, op: LedgerOp) -> "asyncio.Future[bool]":
+        """Keep one operation; the future is done at once unless the ledger is held."""
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        if self.failures:
+            future.set_exception(self.failures.pop(0))
+        elif self.is_held:
+            self._held.append((op, future))
+        else:
+            future.set_result(self._apply(op))
+        return future
+
+    def post(self, op: LedgerOp) -> None:
+        """Keep one operation; a failure is swallowed as the real one only counts it."""
+        if self.failures:
+            self.failures.pop(0)
+        else:
+            self._apply(op)
+
+    def release(self) -> None:
+        """Make everything held durable, in order, and hold no more."""
+        self.is_held = False
+        for op, future in self._held:
+            is_new = self._apply(op)
+            if not future.done():
+                future.set_result(is_new)
+        self._held = []
+
+    def _apply(self, op: LedgerOp) -> bool:
+        self.history.append(op)
+        match op:
+            case PutInbound():
+                return _keep_newest(self.inbox, (op.record.instance_name, op.record.message_id), op.record)
+            case PutOutbound():
+                return _keep_newest(self.outbox, op.record.message_uid, op.record)
+            case PutReceipt():
+                key = (op.record.instance_name, op.record.key_id, op.record.status)
+                return _keep_newest(self.receipts, key, op.record)
 
 
 class MemoryStore:
@@ -207,6 +296,23 @@ class MemoryStore:
         self.rows = {trace_id: columns for trace_id, columns in self.rows.items() if trace_id not in gone}
         self.payloads = [row for row in self.payloads if row.trace_id not in gone]
         return len(gone)
+
+
+class _Versioned(Protocol):
+    @property
+    def version(self) -> int: ...
+
+
+_Record = TypeVar("_Record", bound=_Versioned)
+_Key = TypeVar("_Key")
+
+
+def _keep_newest(rows: dict[_Key, _Record], key: _Key, record: _Record) -> bool:
+    known = rows.get(key)
+    if known is not None and known.version >= record.version:
+        return False
+    rows[key] = record
+    return True
 
 
 def _payload_row(row_id: int, op: InsertPayload) -> PayloadRow:

@@ -64,6 +64,10 @@ class AutomagikClient:
         for event in _events_of(arrival, ended_ns=self._clock.mono_ns()):
             yield event
 
+    async def cancel_run(self, request: AgentRequest, run_id: str) -> bool:  # noqa: ARG002 - the port's signature
+        """False: these agents cannot be told to stop; closing the connection is all there is."""
+        return False
+
     async def _exchange(self, request: AgentRequest, body: StampedBody, arrival: "_Arrival") -> None:
         url = f"{request.base_url.rstrip('/')}/api/v1/agent/{quote(request.agent_id, safe='')}/run"
         headers = {"x-api-key": request.api_key} if request.api_key else {}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from omni.model import Ending, MessageStatus, SendErrorKind, Usage
+from omni.model import Ending, MessageStatus, ReceiptStatus, SendErrorKind, Usage
 from omni.ports import PayloadType
 
 
@@ -114,7 +114,7 @@ class StreamCompleted(Struct, frozen=True, kw_only=True):
 
 
 class StreamFailed(Struct, frozen=True, kw_only=True):
-    """The stream ended in any other way; what arrived until then stands in the chunks."""
+    """The stream ended in any other way. ``content`` is the text that arrived until then, None when only the chunks tell."""
 
     mono_ns: int
     ending: Ending
@@ -124,6 +124,7 @@ class StreamFailed(Struct, frozen=True, kw_only=True):
     status_code: int | None = None
     detail: str | None = None
     usage: Usage | None = None
+    content: str | None = None
 
 
 class AgentResponded(Struct, frozen=True, kw_only=True):
@@ -136,7 +137,10 @@ class AgentResponded(Struct, frozen=True, kw_only=True):
 
 
 class MessageSettled(Struct, frozen=True, kw_only=True):
-    """What became of one outgoing message. Times are monotonic nanoseconds; chunk indexes None for a notice."""
+    """What became of one outgoing message. Times are monotonic nanoseconds; chunk indexes None for a notice.
+
+    ``start`` and ``end`` are the code-point range of the answer it stands for, None where nobody kept it.
+    """
 
     mono_ns: int
     index: int
@@ -147,6 +151,8 @@ class MessageSettled(Struct, frozen=True, kw_only=True):
     queued_ns: int | None = None
     started_ns: int | None = None
     accepted_ns: int | None = None
+    start: int | None = None
+    end: int | None = None
     first_chunk: int | None = None
     last_chunk: int | None = None
     key_id: str | None = None
@@ -155,6 +161,22 @@ class MessageSettled(Struct, frozen=True, kw_only=True):
     error: str | None = None
     is_notice: bool = False
     payload: dict[str, Any] | None = None
+
+
+class ReceiptSeen(Struct, frozen=True, kw_only=True):
+    """WhatsApp's word on a message of the turn arrived. It joins by ``key_id``, at any time, in any order, any number of times.
+
+    ``event_ns`` is the moment the event itself names, moved to our clock (a monotonic reading), None when it names none;
+    ``event_uncertainty_ms`` how wrong that may be. ``is_wall_timed`` says that ``mono_ns`` was counted by the wall clock because the
+    message was sent by another process.
+    """
+
+    mono_ns: int
+    key_id: str
+    status: ReceiptStatus
+    event_ns: int | None = None
+    event_uncertainty_ms: int | None = None
+    is_wall_timed: bool = False
 
 
 class TurnEnded(Struct, frozen=True, kw_only=True):
@@ -183,5 +205,6 @@ TraceEvent = (
     | StreamFailed
     | AgentResponded
     | MessageSettled
+    | ReceiptSeen
     | TurnEnded
 )

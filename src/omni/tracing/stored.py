@@ -193,6 +193,8 @@ class _Reader:
                 queued_ns=_ns(meta.get("queued_us")),
                 started_ns=_ns(meta.get("started_us")),
                 accepted_ns=_ns(meta.get("accepted_us")),
+                start=payload.get("start"),
+                end=payload.get("end"),
                 first_chunk=payload.get("first_chunk"),
                 last_chunk=payload.get("last_chunk"),
                 key_id=payload.get("key_id"),

@@ -234,6 +234,8 @@ class TraceContext:
                 queued_ns=outcome.queued_ns,
                 started_ns=outcome.started_ns,
                 accepted_ns=outcome.ended_ns if is_accepted else None,
+                start=message.start,
+                end=message.end,
                 first_chunk=message.first_chunk,
                 last_chunk=message.last_chunk,
                 key_id=outcome.key_id,
