@@ -5,17 +5,15 @@ slotted as a dataclass would be, at a tenth of the cost to make, which counts wh
 """
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any, Literal, Self
 
 from msgspec import Struct, structs
 
 AgentKind = Literal["agent", "team"]
 Ending = Literal["completed", "error", "incomplete", "paused", "cancelled", "timeout", "send_failed", "interrupted"]
+UpstreamCancel = Literal["requested", "unsupported", "failed"]
 MessageStatus = Literal["pending", "accepted", "delivered", "read", "failed", "not_sent"]
 ReceiptStatus = Literal["pending", "server_ack", "delivered", "read", "failed", "deleted"]
-InboxState = Literal["stored", "running", "delivering", "done"]
-OutboxState = Literal["queued", "sending", "accepted", "failed", "not_sent"]
 SendErrorKind = Literal["not_on_whatsapp", "rejected", "unauthorized", "unknown_instance", "transient", "ambiguous"]
 
 DEFAULT_AGENT_TIMEOUT_S = 60
@@ -26,7 +24,8 @@ class InstanceConfig(Struct, frozen=True, kw_only=True):
     """One configured WhatsApp instance and the agent that answers for it.
 
     Field names are the columns of ``instance_configs``. ``agent_timeout`` is in seconds and bounds the wait for the first
-    text and every silence inside a stream, not the length of an answer.
+    text and every silence inside a stream, not the length of an answer. ``language`` and ``notice_texts`` (by kind of notice)
+    are for what Omni itself says to the user; None takes the setting's language and the texts that are shipped.
     """
 
     name: str
@@ -181,6 +180,7 @@ class SendResult(Struct, frozen=True, kw_only=True):
     """What became of one attempt to send one message.
 
     ``is_accepted`` means Evolution answered 201 and nothing more. ``status_code`` is None when no HTTP answer came.
+    ``is_searchable`` is False when the channel failed to keep what it may have sent: not finding it then proves nothing.
     """
 
     is_accepted: bool
@@ -189,10 +189,14 @@ class SendResult(Struct, frozen=True, kw_only=True):
     error_kind: SendErrorKind | None = None
     error: str | None = None
     retry_after_s: float | None = None
+    is_searchable: bool = True
 
 
 class MessageOutcome(Struct, frozen=True, kw_only=True):
-    """What became of one outgoing message after all its attempts. Times are monotonic nanoseconds, None when unknown."""
+    """What became of one outgoing message after all its attempts. Times are monotonic nanoseconds, None when unknown.
+
+    ``is_unledgered`` says that it was sent before the ledger had taken it, which took too long.
+    """
 
     message: OutboundMessage
     status: MessageStatus
@@ -204,17 +208,19 @@ class MessageOutcome(Struct, frozen=True, kw_only=True):
     status_code: int | None = None
     error_kind: SendErrorKind | None = None
     error: str | None = None
+    is_unledgered: bool = False
 
 
 class SentSearch(Struct, frozen=True, kw_only=True):
     """Whether a message whose sending broke off went out after all.
 
     ``found`` names the key WhatsApp knows it by; ``absent`` means the channel keeps what it sent and this is not there;
-    ``unknown`` that nobody can tell.
+    ``unknown`` that nobody can tell. ``retryable`` says that asking again later may tell more.
     """
 
     verdict: Literal["found", "absent", "unknown"]
     key_id: str | None = None
+    retryable: bool = False
 
 
 class SentEcho(Struct, frozen=True, kw_only=True):
@@ -239,78 +245,8 @@ class Receipt(Struct, frozen=True, kw_only=True):
     claimed_wall_ns: int | None = None
 
 
-class InboxRecord(Struct, frozen=True, kw_only=True):
-    """One inbound message as the ledger keeps it; (instance_name, message_id) is its identity.
-
-    ``stored`` it waits, ``running`` its agent is asked, ``delivering`` the whole answer is in the outbox, ``done`` nothing is left
-    to do. ``version`` grows with each change; the ledger keeps the newest whatever the order they come in. ``message`` is None once it
-    is done. ``num_takes`` counts how often an answer to it was begun.
-    """
-
-    instance_name: str
-    message_id: str
-    chat_key: str
-    trace_id: str
-    received_at: datetime
-    state: InboxState = "stored"
-    version: int = 1
-    num_takes: int = 0
-    message: InboundMessage | None = None
-
-
-class OutboxRecord(Struct, frozen=True, kw_only=True):
-    """One outgoing message as the ledger keeps it; ``message_uid`` is its identity, given by us before it is sent.
-
-    ``answer_id`` is what the messages of one answer share: the trace's id, or one made for a text sent by request. ``sending`` means
-    that an attempt may have been made. ``text`` is None once the message has its final state; the hash stays. ``version`` grows
-    with each change; the ledger keeps the newest.
-    """
-
-    message_uid: str
-    answer_id: str
-    trace_id: str | None
-    instance_name: str
-    chat_key: str
-    recipient: str
-    index: int
-    text: str | None
-    text_sha256: str
-    start: int = 0
-    end: int = 0
-    first_chunk: int | None = None
-    last_chunk: int | None = None
-    is_notice: bool = False
-    state: OutboxState = "queued"
-    version: int = 1
-    attempts: int = 0
-    queued_at: datetime
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
-    key_id: str | None = None
-    status_code: int | None = None
-    error_kind: SendErrorKind | None = None
-    error: str | None = None
-
-
-class ReceiptRecord(Struct, frozen=True, kw_only=True):
-    """One receipt as the ledger keeps it; (instance_name, key_id, status) is its identity, the first arrival stays.
-
-    ``event_at`` is the event's own time moved to true UTC, ``event_uncertainty_ms`` how wrong that may be; both None when unknown.
-    ``trace_id`` is None until the message it belongs to is known.
-    """
-
-    instance_name: str
-    key_id: str
-    status: ReceiptStatus
-    received_at: datetime
-    event_at: datetime | None = None
-    event_uncertainty_ms: int | None = None
-    trace_id: str | None = None
-    version: int = 1
-
-
 class AgentRequest(Struct, frozen=True, kw_only=True):
-    """One question for one agent or team. ``timeout_s`` bounds the wait for the first text and each silence after it."""
+    """One question for an agent. ``timeout_s`` bounds each silence, the first less ``waited_s`` that earlier attempts used up."""
 
     base_url: str
     api_key: str | None
@@ -321,6 +257,7 @@ class AgentRequest(Struct, frozen=True, kw_only=True):
     user_id: str
     stream: bool = True
     timeout_s: float = DEFAULT_AGENT_TIMEOUT_S
+    waited_s: float = 0.0
 
 
 class Usage(Struct, frozen=True, kw_only=True):

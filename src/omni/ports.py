@@ -6,21 +6,16 @@ A port speaks of data from ``model`` and of the rows below. Whoever satisfies on
 from asyncio import Future
 from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from msgspec import Struct
 
-from omni.model import (
-    AgentEvent,
-    AgentRequest,
-    InboxRecord,
-    InstanceConfig,
-    OutboundMessage,
-    OutboxRecord,
-    ReceiptRecord,
-    SendResult,
-    SentSearch,
-)
+from omni.model import AgentEvent, AgentRequest, InstanceConfig, OutboundMessage, SendResult, SentSearch
+from omni.records import InboxRecord, OutboxRecord, ReceiptRecord
+
+if TYPE_CHECKING:
+    # The one word here that a higher part defines: every figure of a turn is in it, and none needs a second definition.
+    from omni.tracing.timeline import Timeline
 
 PayloadType = Literal["webhook", "request", "response", "stream_event", "error"]
 PresenceState = Literal["composing", "recording", "paused"]
@@ -112,7 +107,50 @@ class TraceSink(Protocol):
     """Where the recorder's writer thread puts what it has."""
 
     def write(self, ops: Sequence[WriteOp]) -> None:
-        """Apply all operations in order in one transaction, or none. Blocks; raises StoreError."""
+        """Apply all operations in order in one transaction, or none. Blocks; raises StoreError.
+
+        After a retryable StoreError the same sequence, unchanged, is offered again before any other.
+        """
+        ...
+
+
+class TraceSubscriber(Protocol):
+    """Is told of turns that have ended: what an export or a live view satisfies."""
+
+    def turn_ended(self, timeline: "Timeline", *, instance_name: str) -> None:
+        """Take one turn, with all that is known at its end; receipts come later. Called on the event loop, once per turn.
+
+        Must not block and must not raise: a turn is over, and nobody is left to hear of it.
+        """
+        ...
+
+
+class StoreTiers(Protocol):
+    """What a sink has behind it: a database, and a local spool for while that is away. Figures of this moment, from any thread."""
+
+    @property
+    def is_database_up(self) -> bool:
+        """Whether the database took the last write that was tried."""
+        ...
+
+    @property
+    def sheds_chunks(self) -> bool:
+        """Whether so much waits that bodies of chunks should be left out of what is still to come."""
+        ...
+
+    @property
+    def num_spooled(self) -> int:
+        """Entries that wait in the spool."""
+        ...
+
+    @property
+    def spool_bytes(self) -> int:
+        """Bytes that wait in the spool."""
+        ...
+
+    @property
+    def num_lost(self) -> int:
+        """Records that reached the spool and then could not be stored."""
         ...
 
 
@@ -213,6 +251,14 @@ class TraceReader(Protocol):
         """All payload rows of a trace in the order they were written, payloads decoded."""
         ...
 
+    def get_traces(self, trace_ids: Sequence[str]) -> list[TraceRow]:
+        """The rows of these traces in no order; ids nobody knows are left out. Any number of ids."""
+        ...
+
+    def get_payloads_of(self, trace_ids: Sequence[str]) -> dict[str, list[PayloadRow]]:
+        """The payload rows of these traces, each trace's in the order they were written. Any number of ids."""
+        ...
+
     def summarize(
         self, *, received_from: datetime | None, received_to: datetime | None, instance_name: str | None
     ) -> TraceSummary:
@@ -298,6 +344,10 @@ class LedgerReader(Protocol):
 
     def find_outbound(self, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], OutboxRecord]:
         """The outgoing messages known by these (instance_name, key_id) pairs; pairs nobody knows are left out."""
+        ...
+
+    def forget_texts(self, cutoff: datetime) -> int:
+        """Remove the texts of messages that have had their final state since before ``cutoff``; how many went."""
         ...
 
     def delete_older_than(self, cutoff: datetime) -> int:

@@ -59,10 +59,10 @@ class Settings(BaseSettings):
         50, ge=1, le=10_000, description="Milliseconds between the writer's transactions while there is work."
     )
     trace_segment_ms: int = Field(
-        200,
+        150,
         ge=10,
         le=60_000,
-        description="Milliseconds after which chunks of a running stream are stored, before its end.",
+        description="Milliseconds after which a chunk of a running stream is on its way into the database, before the stream's end.",
     )
     webhook_max_bytes: int = Field(
         26_214_400, ge=1_024, description="Largest webhook body accepted, in bytes (media may come inside it)."

@@ -10,17 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from omni.clock import NS_PER_MS, NS_PER_S
 from omni.errors import StoreError
-from omni.model import (
-    AgentEvent,
-    AgentRequest,
-    InboxRecord,
-    InstanceConfig,
-    OutboundMessage,
-    OutboxRecord,
-    ReceiptRecord,
-    SendResult,
-    SentSearch,
-)
+from omni.model import AgentEvent, AgentRequest, InstanceConfig, OutboundMessage, SendResult, SentSearch
 from omni.ports import (
     DropPayloads,
     InsertPayload,
@@ -37,6 +27,7 @@ from omni.ports import (
     UpdateTrace,
     WriteOp,
 )
+from omni.records import InboxRecord, OutboxRecord, ReceiptRecord
 
 _START_WALL = datetime(2026, 11, 22, 10, 0, 0, tzinfo=UTC)
 
@@ -152,7 +143,7 @@ class RecordingChannel:
 class MemoryLedger:
     """A ledger in memory: the newest version of every row. ``failures`` are raised by the next puts; ``history`` holds all ops.
 
-    With ``is_held`` True, nothing becomes durable until ``release`` is called.
+    With ``is_held`` True, nothing is kept and nobody is told until ``release`` is called; then all is, in order.
     """
 
     def __init__(self) -> None:
@@ -162,7 +153,7 @@ class MemoryLedger:
         self.history: list[LedgerOp] = []
         self.failures: list[StoreError] = []
         self.is_held = False
-        self._held: list[tuple[LedgerOp, asyncio.Future[bool]]] = []
+        self._held: list[tuple[LedgerOp, asyncio.Future[bool] | None]] = []
 
     def put(self, op: LedgerOp) -> "asyncio.Future[bool]":
         """Keep one operation; the future is done at once unless the ledger is held."""
@@ -179,6 +170,8 @@ class MemoryLedger:
         """Keep one operation; a failure is swallowed as the real one only counts it."""
         if self.failures:
             self.failures.pop(0)
+        elif self.is_held:
+            self._held.append((op, None))
         else:
             self._apply(op)
 
@@ -187,7 +180,7 @@ class MemoryLedger:
         self.is_held = False
         for op, future in self._held:
             is_new = self._apply(op)
-            if not future.done():
+            if future is not None and not future.done():
                 future.set_result(is_new)
         self._held = []
 
@@ -252,6 +245,15 @@ class MemoryStore:
     def get_payloads(self, trace_id: str) -> list[PayloadRow]:
         """The payload rows of a trace in the order they were written."""
         return [row for row in self.payloads if row.trace_id == trace_id]
+
+    def get_traces(self, trace_ids: Sequence[str]) -> list[TraceRow]:
+        """The rows of these traces; unknown ids are left out."""
+        found = (self.get_trace(trace_id) for trace_id in trace_ids)
+        return [row for row in found if row is not None]
+
+    def get_payloads_of(self, trace_ids: Sequence[str]) -> dict[str, list[PayloadRow]]:
+        """The payload rows of these traces."""
+        return {trace_id: rows for trace_id in trace_ids if (rows := self.get_payloads(trace_id))}
 
     def summarize(
         self, *, received_from: datetime | None, received_to: datetime | None, instance_name: str | None

@@ -4,43 +4,54 @@ SQLite runs in WAL mode so that readers never wait for the writer; foreign keys 
 goes through psycopg. Opening adds our own tables and nothing else to a database that holds the predecessor's.
 """
 
-import sqlite3
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, QueuePool, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, make_url, text
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.pool import ConnectionPoolEntry
 
 from omni.errors import StoreError
-from omni.store.failures import store_errors
+from omni.store.deadlines import Deadline, DeadlineWatch
+from omni.store.engines import BUSY_TIMEOUT_MS, WRITES, QuickPostgres, is_memory, postgres_engine, sqlite_engine
+from omni.store.failures import store_errors, too_slow
 from omni.store.schema import SCHEMA_REVISION, VERSION_TABLE
 
 Dialect = Literal["sqlite", "postgresql"]
 
 URL_SETTING = "AUTOMAGIK_OMNI_DATABASE_URL"
-# How long a statement waits for another process's lock before it fails as retryable.
-_BUSY_TIMEOUT_MS = 5_000
-# How long connecting to a PostgreSQL server may take; libpq has no limit of its own.
-_CONNECT_TIMEOUT_S = 10
+IN_LIST_SIZE = 500
+"""Values in one IN list: well below what either database takes, and beyond it longer lists gain nothing."""
+
 _POSTGRES_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
-# Marks a connection whose transaction will write, read by the begin hook.
-_WRITES = "omni_writes"
 _FIND_VERSION_TABLE = {
     "sqlite": f"SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = '{VERSION_TABLE}'",  # noqa: S608 - a constant
     "postgresql": f"SELECT 1 WHERE to_regclass('{VERSION_TABLE}') IS NOT NULL",
 }
 
+_Item = TypeVar("_Item")
+
 
 class Database:
     """An open database of a known schema. Safe to share between threads; each call takes its own connection."""
 
-    def __init__(self, engine: Engine, dialect: Dialect) -> None:
-        self.engine = engine
-        self.dialect: Dialect = dialect
+    def __init__(self, url: URL) -> None:
+        self.dialect: Dialect = "sqlite" if url.get_backend_name() == "sqlite" else "postgresql"
+        self._deadlines = DeadlineWatch()
+        # SQLite has one writer at a time. Threads of ours wait for each other here, where a free turn is noticed at once, and not in
+        # SQLite, which looks again after ever longer sleeps. Other processes are waited for there.
+        self._sqlite_turn = threading.Lock()
+        self._quick: QuickPostgres | None = None
+        self.engine: Engine
+        if self.dialect == "sqlite":
+            self.engine = sqlite_engine(url, self._deadlines)
+        else:
+            self.engine = postgres_engine(url)
+            self._quick = QuickPostgres(url, self._deadlines)
 
     @classmethod
     def open(cls, url: str, *, setting: str = URL_SETTING) -> Self:
@@ -54,9 +65,7 @@ class Database:
         where = _where(parsed)
         if parsed.get_backend_name() == "sqlite":
             _make_folder(parsed, setting)
-            database = cls(_sqlite_engine(parsed), "sqlite")
-        else:
-            database = cls(_postgres_engine(parsed), "postgresql")
+        database = cls(parsed)
         try:
             database._bring_up_to_date()
         except StoreError as exc:
@@ -74,26 +83,61 @@ class Database:
         return self.dialect == "sqlite"
 
     @contextmanager
-    def reading(self, doing: str) -> Iterator[Connection]:
-        """A connection for reading; its transaction ends with the block. Raises StoreError for what the database raises."""
-        with store_errors(doing), self.engine.connect() as connection:
+    def reading(self, doing: str, *, wait_ms: int | None = None) -> Iterator[Connection]:
+        """A connection for reading; its transaction ends with the block. Raises StoreError for what the database raises.
+
+        ``wait_ms`` limits the block as it does for ``writing``.
+        """
+        with (
+            store_errors(doing),
+            self._deadlines.limit(wait_ms) as deadline,
+            self._engine(deadline).connect() as connection,
+        ):
             yield connection
 
     @contextmanager
-    def writing(self, doing: str) -> Iterator[Connection]:
+    def writing(self, doing: str, *, wait_ms: int | None = None) -> Iterator[Connection]:
         """A connection in one write transaction: committed at the end of the block, rolled back when it raises.
 
         Raises StoreError for what the database raises. On SQLite the write lock is taken at once, so that what is read inside
         the block is still true when it writes.
+
+        With ``wait_ms`` the whole transaction is over after about that many milliseconds, connecting and committing included:
+        it has succeeded, or a retryable StoreError is raised, even when the server hangs. A commit that was broken off may
+        have reached the server all the same. On SQLite the limit is for waiting for other writers; a disk that hangs has none.
         """
-        with store_errors(doing), self.engine.connect() as connection:
-            connection.execution_options(**{_WRITES: True})
+        with (
+            store_errors(doing),
+            self._deadlines.limit(wait_ms) as deadline,
+            self._writers_turn(doing, deadline),
+            self._engine(deadline).connect() as connection,
+        ):
+            connection.execution_options(**{WRITES: True})
             with connection.begin():
                 yield connection
 
     def close(self) -> None:
         """Close all connections; the database must not be used afterwards. Calling it twice does nothing."""
         self.engine.dispose()
+        if self._quick is not None:
+            self._quick.close()
+        self._deadlines.close()
+
+    def _engine(self, deadline: Deadline | None) -> Engine:
+        return self.engine if deadline is None or self._quick is None else self._quick.engine
+
+    @contextmanager
+    def _writers_turn(self, doing: str, deadline: Deadline | None) -> Iterator[None]:
+        if not self.is_sqlite:
+            yield
+            return
+        wait_s = BUSY_TIMEOUT_MS / 1000 if deadline is None else deadline.remaining_s
+        if not self._sqlite_turn.acquire(timeout=wait_s):
+            raise too_slow(doing, BUSY_TIMEOUT_MS if deadline is None else deadline.wait_ms)
+        try:
+            yield
+        finally:
+            self._sqlite_turn.release()
 
     def _bring_up_to_date(self) -> None:
         if self._schema_revision() == SCHEMA_REVISION:
@@ -108,6 +152,17 @@ class Database:
                 return None
             revision: str | None = connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}"))  # noqa: S608 - a constant
             return revision
+
+
+def in_portions(items: Iterable[_Item], size: int = IN_LIST_SIZE) -> Iterator[list[_Item]]:
+    """The items in lists of at most ``size``, for IN lists.
+
+    >>> list(in_portions("abcde", 2))
+    [['a', 'b'], ['c', 'd'], ['e']]
+    """
+    remaining = iter(items)
+    while portion := list(islice(remaining, size)):
+        yield portion
 
 
 def _parse_url(url: str) -> URL:
@@ -126,17 +181,13 @@ def _parse_url(url: str) -> URL:
 def _where(url: URL) -> str:
     """The database in words, built from the parts that are no secret."""
     if url.get_backend_name() == "sqlite":
-        return f"the SQLite file {url.database}" if not _is_memory(url) else "the SQLite database in memory"
+        return f"the SQLite file {url.database}" if not is_memory(url) else "the SQLite database in memory"
     host = url.host or "the local socket"
     return f"the PostgreSQL database {url.database or '(default)'} at {host}" + (f":{url.port}" if url.port else "")
 
 
-def _is_memory(url: URL) -> bool:
-    return url.database in (None, "", ":memory:")
-
-
 def _make_folder(url: URL, setting: str) -> None:
-    if url.database is None or _is_memory(url) or url.database.startswith("file:"):
+    if url.database is None or is_memory(url) or url.database.startswith("file:"):
         return
     folder = Path(url.database).parent
     try:
@@ -145,50 +196,3 @@ def _make_folder(url: URL, setting: str) -> None:
         raise StoreError(
             f"{setting}: the folder {folder} of the SQLite file cannot be created ({exc.strerror})."
         ) from exc
-
-
-def _sqlite_engine(url: URL) -> Engine:
-    # A database in memory lives in its one connection, so there is one, and callers take turns.
-    pool: dict[str, Any] = {"pool_size": 1, "max_overflow": 0} if _is_memory(url) else {}
-    engine = create_engine(
-        url,
-        poolclass=QueuePool,
-        hide_parameters=True,
-        # We begin transactions ourselves (below); the module's own implicit BEGIN would come too late for reads.
-        connect_args={"isolation_level": None, "timeout": _BUSY_TIMEOUT_MS / 1000, "check_same_thread": False},
-        **pool,
-    )
-    event.listen(engine, "connect", _prepare_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _prepare_sqlite(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
-    del record
-    connection: sqlite3.Connection = dbapi_connection
-    if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
-        _switch_to_wal(connection)
-    connection.execute("PRAGMA synchronous=NORMAL")
-
-
-def _switch_to_wal(connection: sqlite3.Connection) -> None:
-    try:
-        connection.execute("PRAGMA journal_mode=WAL").close()
-    except sqlite3.OperationalError as exc:
-        # The switch needs the file for itself and does not wait. Whoever holds it is most often switching it too; the mode belongs to
-        # the file, and every new connection tries again until it is WAL, so working on is safe.
-        if exc.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    # Immediate for writers: a transaction that read first could otherwise be refused its first write at once, without waiting.
-    writes = connection.get_execution_options().get(_WRITES, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def _postgres_engine(url: URL) -> Engine:
-    connect_args: dict[str, Any] = {"client_encoding": "utf8"}
-    if "connect_timeout" not in url.query:
-        connect_args["connect_timeout"] = _CONNECT_TIMEOUT_S
-    return create_engine(url, hide_parameters=True, pool_pre_ping=True, connect_args=connect_args)

@@ -40,6 +40,9 @@ def store_errors(doing: str) -> Iterator[None]:
         yield
     except SQLAlchemyError as exc:
         raise store_error(exc, doing) from exc
+    except (sqlite3.Error, psycopg.Error) as exc:
+        # From statements that go to the driver directly.
+        raise driver_error(exc, doing) from exc
     except ValueError as exc:
         # A date in a row that is none: SQLAlchemy's result processing raises what datetime.fromisoformat raises.
         raise StoreError(f"The database holds a value that cannot be read ({doing}).") from exc
@@ -50,11 +53,19 @@ def store_error(exc: SQLAlchemyError, doing: str) -> StoreError:
     if isinstance(exc, PoolTimeoutError):
         return StoreError(f"No database connection was free in time ({doing}).", retryable=True)
     cause = exc.orig if isinstance(exc, DBAPIError) else None
-    if isinstance(cause, sqlite3.Error):
-        return _sqlite_error(cause, doing)
-    if isinstance(cause, psycopg.Error):
-        return _postgres_error(cause, doing)
+    if isinstance(cause, sqlite3.Error | psycopg.Error):
+        return driver_error(cause, doing)
     return StoreError(f"The database call failed with {type(cause or exc).__name__} ({doing}).")
+
+
+def driver_error(cause: sqlite3.Error | psycopg.Error, doing: str) -> StoreError:
+    """The same for an error as the driver raised it."""
+    return _sqlite_error(cause, doing) if isinstance(cause, sqlite3.Error) else _postgres_error(cause, doing)
+
+
+def too_slow(doing: str, wait_ms: int) -> StoreError:
+    """What a call is answered whose time ran out before the database was even asked."""
+    return StoreError(f"The database was not free or not there within {wait_ms} ms ({doing}).", retryable=True)
 
 
 def _sqlite_error(cause: sqlite3.Error, doing: str) -> StoreError:

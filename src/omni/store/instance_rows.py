@@ -20,6 +20,8 @@ OWN_SETTINGS: dict[str, tuple[type, Any]] = {
     "requires_webhook_auth": (bool, False),
     "answers_groups": (bool, False),
     "message_spacing_ms": (int, None),
+    "language": (str, None),
+    "notice_texts": (dict, None),
 }
 """Settings the predecessor had not: the type of each and its value where none was set."""
 

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, UnaryExpression, delete, func, select, text
+from sqlalchemy import ColumnElement, Connection, Row, Select, UnaryExpression, delete, func, select, text
 from sqlalchemy.sql.operators import custom_op
 
 from omni.errors import StoreError
 from omni.ports import PayloadRow, TraceFilter, TraceRow, TraceSummary
-from omni.store.database import Database
+from omni.store.database import Database, in_portions
 from omni.store.payload_codec import decode_payload
-from omni.store.schema import message_traces, trace_payloads
+from omni.store.schema import message_traces, omni_open_traces, trace_payloads
 
 MAX_LIMIT = 1_000
 """Most traces one listing returns."""
@@ -41,6 +41,17 @@ class SqlTraceReader:
         rows = self._traces(select(*_TRACE_COLUMNS).where(message_traces.c.trace_id == trace_id))
         return rows[0] if rows else None
 
+    def get_traces(self, trace_ids: Sequence[str]) -> list[TraceRow]:
+        """The rows of many traces, in the order asked for; ids nobody knows are left out."""
+        with self._database.reading("reading traces") as connection:
+            rows = [
+                row
+                for portion in in_portions(trace_ids)
+                for row in connection.execute(select(*_TRACE_COLUMNS).where(message_traces.c.trace_id.in_(portion)))
+            ]
+        by_id = {row.trace_id: _trace_row(row) for row in rows}
+        return [by_id[trace_id] for trace_id in trace_ids if trace_id in by_id]
+
     def list_traces(self, wanted: TraceFilter) -> list[TraceRow]:
         """Traces that match, newest first; those received at the same microsecond by id."""
         if not 1 <= wanted.limit <= MAX_LIMIT or wanted.offset < 0:
@@ -57,7 +68,19 @@ class SqlTraceReader:
         ours = select(trace_payloads).where(trace_payloads.c.trace_id == trace_id).order_by(trace_payloads.c.id)
         with self._database.reading("reading payloads") as connection:
             rows = connection.execute(ours).mappings().all()
-        return [_payload_row(dict(row)) for row in rows]
+        return [read_payload_row(dict(row)) for row in rows]
+
+    def get_payloads_of(self, trace_ids: Sequence[str]) -> dict[str, list[PayloadRow]]:
+        """The payload rows of many traces, each trace's as ``get_payloads`` gives them; a trace without any is left out."""
+        found: dict[str, list[PayloadRow]] = {}
+        with self._database.reading("reading payloads") as connection:
+            for portion in in_portions(trace_ids):
+                theirs = (
+                    select(trace_payloads).where(trace_payloads.c.trace_id.in_(portion)).order_by(trace_payloads.c.id)
+                )
+                for row in connection.execute(theirs).mappings():
+                    found.setdefault(row["trace_id"], []).append(read_payload_row(dict(row)))
+        return found
 
     def summarize(
         self, *, received_from: datetime | None, received_to: datetime | None, instance_name: str | None
@@ -129,7 +152,7 @@ class SqlTraceReader:
     def _traces(self, wanted: Select[Any]) -> list[TraceRow]:
         with self._database.reading("reading traces") as connection:
             rows = connection.execute(wanted).all()
-        return [TraceRow(**dict(zip(_TRACE_FIELDS, row, strict=True))) for row in rows]
+        return [_trace_row(row) for row in rows]
 
     def _conditions(self, wanted: TraceFilter) -> list[ColumnElement[bool]]:
         traces = message_traces.c
@@ -157,7 +180,12 @@ class SqlTraceReader:
         return UnaryExpression(column, operator=custom_op("+"), type_=column.type)
 
 
-def _payload_row(row: dict[str, Any]) -> PayloadRow:
+def _trace_row(row: Row[Any]) -> TraceRow:
+    return TraceRow(**dict(zip(_TRACE_FIELDS, row, strict=True)))
+
+
+def read_payload_row(row: dict[str, Any]) -> PayloadRow:
+    """A row of trace_payloads with its payload decoded; why it could not be stands in ``error_details``."""
     decoded = decode_payload(row.pop("payload_compressed"))
     if decoded.problem is not None:
         stored = row["error_details"]
@@ -194,4 +222,5 @@ def _delete_some(connection: Connection, cutoff: datetime) -> int:
     if not trace_ids:
         return 0
     connection.execute(delete(trace_payloads).where(payloads.trace_id.in_(trace_ids)))
+    connection.execute(delete(omni_open_traces).where(omni_open_traces.c.trace_id.in_(trace_ids)))
     return connection.execute(delete(message_traces).where(traces.trace_id.in_(trace_ids))).rowcount

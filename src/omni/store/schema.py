@@ -6,6 +6,7 @@ Modules that read or write get their columns from here.
 """
 
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import (
     Boolean,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     Dialect,
     Float,
     ForeignKey,
+    Index,
     Integer,
     MetaData,
     String,
@@ -26,7 +28,7 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_REVISION = "0001"
+SCHEMA_REVISION = "0002"
 """The migration a database must have seen to be used by this version."""
 VERSION_TABLE = "omni_schema_version"
 """Our migration bookkeeping; the predecessor's ``alembic_version`` stays as it is."""
@@ -223,6 +225,107 @@ omni_instance_settings = Table(
     Column("settings_json", Text, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
 )
+
+omni_processes = Table(
+    "omni_processes",
+    own_metadata,
+    Column("process_id", String, primary_key=True),
+    Column("host", String),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("heartbeat_at", UtcDateTime, nullable=False),
+    Column("last_batch", Integer, nullable=False, server_default="0"),
+    Column("stopped_at", UtcDateTime),
+)
+"""Server processes. ``last_batch`` is the number of the last batch of trace records that was stored for one."""
+
+omni_open_traces = Table(
+    "omni_open_traces",
+    own_metadata,
+    Column("trace_id", String, primary_key=True),
+    Column("process_id", String, nullable=False),
+    # Written twice for every trace, so it is as small as can be: one page to change, and no index beside the key. Only what is open at
+    # the moment is in it, which is quickly looked through.
+    sqlite_with_rowid=False,
+)
+"""Traces a process has begun and nobody has closed yet."""
+
+omni_inbox = Table(
+    "omni_inbox",
+    own_metadata,
+    Column("instance_name", String, primary_key=True),
+    Column("message_id", String, primary_key=True),
+    Column("chat_key", String, nullable=False),
+    Column("trace_id", String, nullable=False),
+    Column("process_id", String),
+    Column("state", String, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("num_takes", Integer, nullable=False),
+    Column("received_at", UtcDateTime, nullable=False, index=True),
+    Column("message_json", Text),
+)
+"""Inbound messages; ``message_json`` goes when one is done."""
+
+omni_outbox = Table(
+    "omni_outbox",
+    own_metadata,
+    Column("message_uid", String, primary_key=True),
+    Column("answer_id", String, nullable=False),
+    Column("trace_id", String, index=True),
+    Column("process_id", String),
+    Column("instance_name", String, nullable=False),
+    Column("chat_key", String, nullable=False),
+    Column("recipient", String, nullable=False),
+    Column("message_index", Integer, nullable=False),
+    Column("text", Text),
+    Column("text_sha256", String, nullable=False),
+    Column("range_start", Integer, nullable=False),
+    Column("range_end", Integer, nullable=False),
+    Column("first_chunk", Integer),
+    Column("last_chunk", Integer),
+    Column("is_notice", Boolean, nullable=False),
+    Column("state", String, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("queued_at", UtcDateTime, nullable=False, index=True),
+    Column("started_at", UtcDateTime),
+    Column("ended_at", UtcDateTime),
+    Column("key_id", String),
+    Column("status_code", Integer),
+    Column("error_kind", String),
+    Column("error", Text),
+    Index("ix_omni_outbox_answer_id", "answer_id", "message_index"),
+)
+"""Outgoing messages; ``range_start`` and ``range_end`` are OutboxRecord's ``start`` and ``end``, which SQL keeps for itself."""
+
+omni_receipts = Table(
+    "omni_receipts",
+    own_metadata,
+    Column("instance_name", String, primary_key=True),
+    Column("key_id", String, primary_key=True),
+    Column("status", String, primary_key=True),
+    Column("received_at", UtcDateTime, nullable=False, index=True),
+    Column("event_at", UtcDateTime),
+    Column("event_uncertainty_ms", Integer),
+    Column("trace_id", String),
+    Column("version", Integer, nullable=False),
+)
+"""What WhatsApp said of messages sent earlier."""
+
+INBOX_IS_OPEN, INBOX_IS_DONE = "state <> 'done'", "state = 'done'"
+OUTBOX_IS_OPEN, OUTBOX_IS_SETTLED = "state IN ('queued', 'sending')", "state NOT IN ('queued', 'sending')"
+"""Open rows are what recovery looks for: few among many, so their indexes hold nothing else."""
+RECEIPT_IS_UNJOINED = "trace_id IS NULL"
+
+
+def _partial_index(name: str, *columns: Column[Any], only: str) -> Index:
+    condition = text(only)
+    return Index(name, *columns, sqlite_where=condition, postgresql_where=condition)
+
+
+_partial_index("ix_omni_inbox_open", omni_inbox.c.process_id, only=INBOX_IS_OPEN)
+_partial_index("ix_omni_outbox_open", omni_outbox.c.process_id, only=OUTBOX_IS_OPEN)
+_partial_index("ix_omni_outbox_key", omni_outbox.c.instance_name, omni_outbox.c.key_id, only="key_id IS NOT NULL")
+_partial_index("ix_omni_receipts_unjoined", omni_receipts.c.received_at, only=RECEIPT_IS_UNJOINED)
 
 TRACE_TABLES = (instance_configs, users, message_traces, trace_payloads)
 """What both states of the predecessor have. The other legacy tables belong to its newer state only."""

@@ -12,10 +12,12 @@ from typing import Any
 from sqlalchemy import Column, Connection
 from sqlalchemy.dialects import postgresql
 
+from omni.clock import Clock, SystemClock
 from omni.errors import RecordNotFound, StoreError
 from omni.ports import InsertPayload, WriteOp
 from omni.store.column_values import Adapter, column_adapter
 from omni.store.database import Database
+from omni.store.open_traces import TraceBooks, closed_rows, opened_rows
 from omni.store.payload_codec import encode_payload
 from omni.store.schema import message_traces, trace_payloads
 from omni.store.write_plan import WriteStep, plan_writes
@@ -28,31 +30,58 @@ Row = tuple[Any, ...]
 
 
 class SqlTraceSink:
-    """A ``TraceSink`` on SQLite or PostgreSQL. Use it from one thread at a time."""
+    """A ``TraceSink`` on SQLite or PostgreSQL. Use it from one thread at a time.
 
-    def __init__(self, database: Database) -> None:
+    With a ``process_id`` it keeps in ``omni_open_traces`` which traces that process has begun and not closed; without one it keeps no
+    books (a library in somebody's script). ``wait_ms`` limits each write, as ``Database.writing`` does.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        process_id: str | None = None,
+        clock: Clock | None = None,
+        wait_ms: int | None = None,
+    ) -> None:
         self._database = database
+        self._process_id = process_id
+        self._wait_ms = wait_ms
         self._sql = _Statements(is_sqlite=database.is_sqlite)
+        self._books = TraceBooks(is_sqlite=database.is_sqlite, clock=clock or SystemClock())
 
-    def write(self, ops: Sequence[WriteOp]) -> None:
+    def write(self, ops: Sequence[WriteOp], *, batch_no: int | None = None, process_id: str | None = None) -> None:
         """Apply all operations in order in one transaction, or none. Blocks.
+
+        With ``batch_no``, counted from 1 by the process that made the batch, nothing is applied when that batch or a later one of
+        that process was applied before: repeating it is safe, and batches have to come in their order. ``process_id`` names
+        another process than our own, for batches it left behind.
 
         Raises StoreError: retryable when another process holds the database or it cannot be reached; RecordNotFound when a payload
         or new column values are for a trace that is not stored, which would otherwise leave orphans or be lost unseen.
         """
-        batches = [batch for step in plan_writes(ops) for batch in self._prepare(step)]
+        owner = process_id or self._process_id
+        batches = [batch for step in plan_writes(ops) for batch in self._prepare(step, owner)]
         if not batches:
             return
-        with self._database.writing(_WRITING) as connection:
+        with self._database.writing(_WRITING, wait_ms=self._wait_ms) as connection:
+            if batch_no is not None:
+                if owner is None:
+                    raise StoreError(f"A numbered batch needs the process it belongs to ({_WRITING}).")
+                if not self._books.turn_page(connection, owner, batch_no, is_own=owner == self._process_id):
+                    return
             for batch in batches:
                 batch.run(connection)
 
-    def _prepare(self, step: WriteStep) -> list["_Batch"]:
+    def _prepare(self, step: WriteStep, owner: str | None) -> list["_Batch"]:
         sql = self._sql
         batches: list[_Batch] = []
         if step.inserts:
             rows = [sql.trace_row(trace_id, columns) for trace_id, columns in step.inserts.items()]
             batches.append(_Batch(sql.insert_trace, rows))
+            opened = [] if owner is None else opened_rows(step.inserts, owner)
+            if opened:
+                batches.append(_Batch(self._books.open_sql, opened))
         if step.payloads:
             rows = [sql.payload_row(op) for op in step.payloads]
             batches.append(_Batch(sql.insert_payload, rows, is_exact=True))
@@ -63,6 +92,9 @@ class SqlTraceSink:
             rows_by_columns.setdefault(tuple(columns), []).append(sql.update_row(trace_id, columns))
         for names, rows in rows_by_columns.items():
             batches.append(_Batch(sql.update_trace(names), rows, is_exact=True))
+        closed = [] if owner is None else closed_rows(step.updates)
+        if closed:
+            batches.append(_Batch(self._books.close_sql, closed))
         return batches
 
 
@@ -71,13 +103,16 @@ class _Batch:
 
     __slots__ = ("_is_exact", "_rows", "_sql")
 
-    def __init__(self, sql: str, rows: list[Row], *, is_exact: bool = False) -> None:
+    def __init__(self, sql: str, rows: Sequence[Row], *, is_exact: bool = False) -> None:
         self._sql = sql
         self._rows = rows
         self._is_exact = is_exact
 
     def run(self, connection: Connection) -> None:
-        num_changed = connection.exec_driver_sql(self._sql, self._rows).rowcount
+        driver: Any = connection.connection.dbapi_connection
+        cursor = driver.cursor()
+        cursor.executemany(self._sql, self._rows)
+        num_changed = cursor.rowcount
         if self._is_exact and num_changed != len(self._rows):
             num_missing = len(self._rows) - num_changed
             raise RecordNotFound(

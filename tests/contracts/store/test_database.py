@@ -79,7 +79,7 @@ def test_an_alembic_version_of_somebody_else_is_left_alone(new_database_url: Url
     first = Database.open(url)
     with first.writing("making a foreign table") as connection:
         connection.execute(text("DROP TABLE omni_schema_version"))
-        connection.execute(text("DROP TABLE omni_instance_settings"))
+        own_metadata.drop_all(connection)
         connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
         connection.execute(text("INSERT INTO alembic_version VALUES ('49e3788203da')"))
     first.close()

@@ -87,6 +87,8 @@ def test_f36_an_instance_can_be_made_without_a_default_agent(store: InstanceStor
         "requires_webhook_auth": False,
         "answers_groups": False,
         "message_spacing_ms": None,
+        "language": None,
+        "notice_texts": None,
     }
 
 
@@ -125,6 +127,8 @@ def test_an_instance_comes_back_as_the_gateway_uses_it(store: InstanceStore) -> 
         "requires_webhook_auth": True,
         "answers_groups": True,
         "message_spacing_ms": 250,
+        "language": "pt",
+        "notice_texts": {"no_answer": "Já volto! 🌸"},
     }
     store.create(values)
     assert store.get("flash") == InstanceConfig(**values, default_agent="genie")

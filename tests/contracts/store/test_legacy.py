@@ -19,6 +19,7 @@ from omni.store.database import Database
 from omni.store.instances import SqlInstanceStore
 from omni.store.payload_codec import encode_payload
 from omni.store.queries import SqlTraceReader
+from omni.store.schema import own_metadata
 from omni.store.writes import SqlTraceSink
 
 CAPTURES = Path(__file__).parents[2] / "captures" / "legacy"
@@ -137,7 +138,8 @@ def test_every_instance_is_read_with_all_its_columns(legacy: Legacy) -> None:
         "discord_slash_commands_enabled",
         "enable_auto_split",
     }
-    ours = {"webhook_secret": None, "requires_webhook_auth": False, "answers_groups": False, "message_spacing_ms": None}
+    unset = dict.fromkeys(("webhook_secret", "message_spacing_ms", "language", "notice_texts"))
+    ours = {**unset, "requires_webhook_auth": False, "answers_groups": False}
     expected = legacy.original_rows("SELECT * FROM instance_configs ORDER BY id")
     for row in expected:
         row.update({name: bool(row[name]) for name in flags & row.keys() if row[name] is not None})
@@ -201,7 +203,7 @@ def test_opening_adds_our_own_tables_only(legacy: Legacy) -> None:
     names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     connection.close()
     theirs = {row["name"] for row in legacy.original_rows("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    assert names - theirs == {"omni_instance_settings", "omni_schema_version"}
+    assert names - theirs == {*own_metadata.tables, "omni_schema_version"}
     assert theirs - names == set()
 
 

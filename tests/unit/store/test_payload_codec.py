@@ -60,6 +60,7 @@ def stored_json(encoded: EncodedPayload) -> str:
 @example({"text": '\x00\x1b\x7f\u2028"\\/\n\t', "emoji": "🐛 coração"})
 @example("1e5")
 @example(1e22)
+@example(1e-05)
 def test_every_json_value_comes_back_equal_and_has_the_bytes_python_writes(value):
     encoded = encode_payload(value)
     expected = predecessor_json(value)

@@ -1,0 +1,202 @@
+"""The ledger's writer: takes operations from event loops and makes them durable, many with one commit.
+
+``put`` hands an operation to a thread and returns a future. The thread takes all that waits, stores it in one transaction and wakes the
+loops; what comes meanwhile is the next group. So a commit is shared by as many as there are, and a single operation waits for
+nobody. Encoding and SQL happen in the thread, never on a loop.
+
+It refuses at once when too much waits: who hears no is better off than who waits for longer than his caller does.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Sequence
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+from omni.clock import NS_PER_S, Clock
+from omni.errors import StoreError
+from omni.ports import LedgerOp
+from omni.settings import Settings
+from omni.store.draining import faults_as_refusals
+
+log = logging.getLogger(__name__)
+
+# Operations of one transaction: as many as are stored in some ten milliseconds.
+_GROUP_SIZE = 500
+# Posts that failed are reported once in this many seconds; the count is exact all the same.
+_LOG_EVERY_NS = 60 * NS_PER_S
+# Each waiting message has a few operations under way: stored, queued, sending, sent.
+_WAITING_PER_MESSAGE = 4
+
+
+class LedgerSink(Protocol):
+    """Where the writer's thread puts what it has."""
+
+    def write(self, ops: Sequence[LedgerOp]) -> list[bool]:
+        """Make all operations durable, or none; for each whether it was new. Blocks; raises StoreError."""
+        ...
+
+
+class LedgerWriter:
+    """A ``Ledger`` on a sink that blocks. Start it before the first operation; stopping stores what waits.
+
+    ``num_failed`` counts operations that could not be stored, whoever waited for them or not.
+    """
+
+    def __init__(self, sink: LedgerSink, *, clock: Clock, settings: Settings) -> None:
+        self._sink = sink
+        self._clock = clock
+        self._max_waiting = settings.inbox_max_waiting * _WAITING_PER_MESSAGE
+        self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._is_open = False
+        self._gate = threading.Lock()
+        self._last_log_ns: int | None = None
+        self.num_failed = 0
+
+    @property
+    def num_waiting(self) -> int:
+        """Operations that are not in a transaction yet."""
+        return self._queue.qsize()
+
+    def start(self) -> None:
+        """Start the thread. Calling it again does nothing."""
+        if self._thread is None:
+            self._is_open = True
+            self._thread = threading.Thread(target=self._run, name="omni-ledger", daemon=True)
+            self._thread.start()
+
+    def stop(self, *, deadline_s: float = 5.0) -> bool:
+        """Store what waits and end the thread; True when that was done in time. What is put afterwards is refused. Blocks."""
+        thread = self._thread
+        if thread is None:
+            return True
+        with self._gate:
+            if self._is_open:
+                self._is_open = False
+                self._queue.put(None)
+        thread.join(deadline_s)
+        if thread.is_alive():
+            self._refuse_waiting()
+            return False
+        self._thread = None
+        return True
+
+    def put(self, op: LedgerOp) -> asyncio.Future[bool]:
+        """Store one operation; the future is done when it would survive the process. On an event loop; never blocks.
+
+        Its result is False for a repeat. It raises StoreError when neither the database nor the spool could take it, and when
+        too much waits already.
+        """
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._enqueue(_Waiting(op, future))
+        return future
+
+    def post(self, op: LedgerOp) -> None:
+        """Store one operation for a caller who does not wait. From any thread; never blocks, never raises."""
+        self._enqueue(_Waiting(op, None))
+
+    def _enqueue(self, waiting: "_Waiting") -> None:
+        # The lock is held for a moment only, and keeps anything from being put behind the end of the queue.
+        with self._gate:
+            if self._is_open and self._queue.qsize() < self._max_waiting:
+                self._queue.put(waiting)
+                return
+        error = StoreError(
+            "Too many records wait to be stored." if self._is_open else "The ledger is closed.", retryable=True
+        )
+        self._note_failed([waiting], error)
+        if waiting.future is not None:
+            waiting.future.set_exception(error)
+
+    def _run(self) -> None:
+        is_last = False
+        while not is_last:
+            group: list[_Waiting] = []
+            waiting = self._queue.get()
+            while waiting is not None:
+                group.append(waiting)
+                if len(group) == _GROUP_SIZE:
+                    break
+                try:
+                    waiting = self._queue.get_nowait()
+                except Empty:
+                    break
+            else:
+                is_last = True
+            if group:
+                _wake(group, self._store(group))
+
+    def _store(self, group: "Sequence[_Waiting]") -> "list[bool | StoreError]":
+        try:
+            with faults_as_refusals():
+                return list(self._sink.write([waiting.op for waiting in group]))
+        except StoreError as exc:
+            if exc.retryable or len(group) == 1:
+                self._note_failed(group, exc)
+                return [exc] * len(group)
+        # One of them cannot be stored; the others need not suffer for it.
+        return [verdict for waiting in group for verdict in self._store([waiting])]
+
+    def _refuse_waiting(self) -> None:
+        left: list[_Waiting] = []
+        while True:
+            try:
+                waiting = self._queue.get_nowait()
+            except Empty:
+                break
+            if waiting is not None:
+                left.append(waiting)
+        error = StoreError("The ledger was stopped before this was stored.", retryable=True)
+        self._note_failed(left, error)
+        _wake(left, [error] * len(left))
+        self._queue.put(None)
+
+    def _note_failed(self, group: "Sequence[_Waiting]", error: StoreError) -> None:
+        if not group:
+            return
+        with self._gate:
+            self.num_failed += len(group)
+            now_ns = self._clock.mono_ns()
+            if self._last_log_ns is not None and now_ns - self._last_log_ns < _LOG_EVERY_NS:
+                return
+            self._last_log_ns = now_ns
+        log.error("ledger_write_failed", extra={"num_failed_total": self.num_failed, "cause": error.sentence})
+
+
+class _Waiting:
+    """An operation and who waits for it."""
+
+    __slots__ = ("future", "op")
+
+    def __init__(self, op: LedgerOp, future: asyncio.Future[bool] | None) -> None:
+        self.op = op
+        self.future = future
+
+
+_Verdicts = list[tuple[asyncio.Future[bool], bool | StoreError]]
+
+
+def _wake(group: Sequence[_Waiting], verdicts: Sequence[bool | StoreError]) -> None:
+    """Settle the futures, each on its own loop, with one call per loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, _Verdicts] = {}
+    for waiting, verdict in zip(group, verdicts, strict=True):
+        if waiting.future is not None:
+            by_loop.setdefault(waiting.future.get_loop(), []).append((waiting.future, verdict))
+    for loop, settled in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_settle, settled)
+        except RuntimeError:
+            # The loop was closed: nobody waits any more, and the record is stored or counted all the same.
+            log.debug("ledger_waiters_gone", extra={"num_waiters": len(settled)})
+
+
+def _settle(settled: _Verdicts) -> None:
+    for future, verdict in settled:
+        if future.done():
+            continue  # cancelled
+        if isinstance(verdict, StoreError):
+            future.set_exception(verdict)
+        else:
+            future.set_result(verdict)

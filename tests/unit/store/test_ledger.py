@@ -1,0 +1,212 @@
+"""A put is done when the record would survive the process, and never before."""
+
+import asyncio
+import threading
+
+import pytest
+from tests.unit.store.fallible import FallibleDatabase, FallibleLedger, FallibleSpool
+from tests.unit.store.records import inbound, outbound
+
+from omni.errors import StoreError
+from omni.settings import Settings
+from omni.store.ledger import LedgerWriter
+from omni.store.spooling import SpooledLedgerSink, StoreGate
+from omni.testing import FakeClock
+
+
+@pytest.fixture
+def database():
+    return FallibleDatabase()
+
+
+@pytest.fixture
+def rows(database):
+    return FallibleLedger(database)
+
+
+def writer_of(sink, **changes):
+    writer = LedgerWriter(sink, clock=FakeClock(), settings=Settings(_env_file=None, **changes))
+    writer.start()
+    return writer
+
+
+@pytest.fixture
+def ledger(rows):
+    writer = writer_of(rows)
+    yield writer
+    assert writer.stop()
+
+
+async def test_a_put_says_whether_the_message_is_new(ledger, database):
+    assert await ledger.put(inbound(1)) is True
+    assert await ledger.put(inbound(1)) is False
+    assert await ledger.put(inbound(1, version=2)) is True
+    assert database.ledger.inbox["shop", "M1"].version == 2
+
+
+async def test_what_waits_is_stored_together_and_in_order(database, rows):
+    database.mode = "hangs"
+    writer = writer_of(rows)
+    first = writer.put(outbound(0))
+    assert await asyncio.to_thread(database.entered.wait, 10)
+    others = [writer.put(outbound(number)) for number in range(1, 40)]
+    assert not first.done()
+    database.mode = "up"
+    database.released.set()
+    assert await asyncio.gather(first, *others) == [True] * 40
+    assert [len(group) for group in rows.groups] == [1, 39]
+    assert [op.record.index for op in rows.groups[1]] == list(range(1, 40))
+    assert writer.stop()
+
+
+async def test_a_put_fails_only_when_neither_database_nor_spool_takes_it(database, rows, tmp_path):
+    spool = FallibleSpool(tmp_path / "p1.db", max_bytes=1_000_000)
+    gate = StoreGate(spool, traces=database, ledger=rows, probe=database.probe, clock=FakeClock())
+    writer = writer_of(SpooledLedgerSink(gate))
+    database.mode = "away"
+    assert await writer.put(inbound(1)) is True
+    spool.is_broken = True
+    with pytest.raises(StoreError) as refusal:
+        await writer.put(inbound(2))
+    assert refusal.value.retryable
+    assert writer.num_failed == 1
+    database.mode, spool.is_broken = "up", False
+    while not gate.tend():
+        pass
+    assert await writer.put(inbound(2)) is True
+    assert sorted(database.ledger.inbox) == [("shop", "M1"), ("shop", "M2")]
+    assert writer.stop()
+    spool.close()
+
+
+async def test_one_bad_record_fails_alone(database, rows):
+    database.mode, database.poison = "hangs", {"bad"}
+    writer = writer_of(rows)
+    first = writer.put(inbound(0))
+    assert await asyncio.to_thread(database.entered.wait, 10)
+    others = [writer.put(inbound(1)), writer.put(inbound(2, instance_name="bad")), writer.put(inbound(3))]
+    database.mode = "up"
+    database.released.set()
+    verdicts = await asyncio.gather(first, *others, return_exceptions=True)
+    assert [verdict if isinstance(verdict, bool) else type(verdict) for verdict in verdicts] == [
+        True,
+        True,
+        StoreError,
+        True,
+    ]
+    assert writer.num_failed == 1
+    assert writer.stop()
+
+
+async def test_a_fault_does_not_end_the_thread(ledger, rows, caplog):
+    write, rows.write = rows.write, lambda _: 1 / 0
+    with pytest.raises(StoreError, match="ZeroDivisionError"):
+        await ledger.put(inbound(1))
+    rows.write = write
+    assert await ledger.put(inbound(1)) is True
+
+
+async def test_a_full_queue_says_no_at_once(database, rows):
+    database.mode = "hangs"
+    writer = writer_of(rows, inbox_max_waiting=1)
+    first = writer.put(inbound(0))
+    assert await asyncio.to_thread(database.entered.wait, 10)
+    waiting = [writer.put(inbound(number)) for number in range(1, 5)]
+    with pytest.raises(StoreError, match="Too many") as refusal:
+        await writer.put(inbound(9))
+    assert refusal.value.retryable
+    database.mode = "up"
+    database.released.set()
+    assert await asyncio.gather(first, *waiting) == [True] * 5
+    assert writer.stop()
+
+
+async def test_who_stops_waiting_hurts_nobody(database, rows):
+    database.mode = "hangs"
+    writer = writer_of(rows)
+    cancelled = writer.put(inbound(1))
+    assert await asyncio.to_thread(database.entered.wait, 10)
+    other = writer.put(inbound(2))
+    cancelled.cancel()
+    database.mode = "up"
+    database.released.set()
+    assert await other is True
+    assert sorted(database.ledger.inbox) == [("shop", "M1"), ("shop", "M2")]
+    assert writer.stop()
+
+
+def test_puts_from_several_loops_are_settled_on_their_own(ledger):
+    results = {}
+
+    def run(number):
+        results[number] = asyncio.run(put(number))
+
+    async def put(number):
+        return await asyncio.gather(*[ledger.put(inbound(number * 10 + item)) for item in range(10)])
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert results == {number: [True] * 10 for number in range(4)}
+
+
+def test_a_loop_that_was_closed_hurts_nobody(database, rows):
+    database.mode = "hangs"
+    writer = writer_of(rows)
+
+    async def put_and_leave():
+        writer.put(inbound(1))
+
+    asyncio.run(put_and_leave())
+    assert database.entered.wait(10)
+    database.mode = "up"
+    database.released.set()
+    assert writer.stop()
+    assert len(database.ledger.inbox) == 1
+
+
+def test_posts_are_stored_and_failures_counted_and_logged_once_a_minute(database, rows, caplog):
+    writer = writer_of(rows)
+    writer.post(inbound(1))
+    database.mode = "hangs"
+    writer.post(inbound(2))
+    database.mode = "away"
+    for number in range(3, 6):
+        writer.post(inbound(number))
+    database.released.set()
+    assert writer.stop()
+    assert len(database.ledger.inbox) + writer.num_failed == 5
+    assert sum(record.message == "ledger_write_failed" for record in caplog.records) == (writer.num_failed > 0)
+
+
+def test_a_post_to_a_ledger_that_is_closed_is_counted(rows):
+    writer = writer_of(rows)
+    assert writer.stop()
+    writer.post(inbound(1))
+    assert writer.num_failed == 1
+
+
+async def test_stopping_stores_what_waits(rows, database):
+    writer = writer_of(rows)
+    futures = [writer.put(inbound(number)) for number in range(200)]
+    assert await asyncio.to_thread(writer.stop)
+    assert await asyncio.gather(*futures) == [True] * 200
+    with pytest.raises(StoreError, match="closed"):
+        await writer.put(inbound(1))
+    assert len(database.ledger.inbox) == 200
+
+
+async def test_stopping_while_the_database_hangs_keeps_to_its_deadline_and_tells_who_waits(database, rows):
+    database.mode = "hangs"
+    writer = writer_of(rows)
+    writer.post(inbound(0))
+    assert await asyncio.to_thread(database.entered.wait, 10)
+    waiting = writer.put(inbound(1))
+    assert not await asyncio.to_thread(lambda: writer.stop(deadline_s=0.05))
+    with pytest.raises(StoreError, match="stopped"):
+        await waiting
+    database.mode = "up"
+    database.released.set()
+    assert await asyncio.to_thread(writer.stop)
