@@ -9,7 +9,19 @@ import platform
 import sys
 from os import cpu_count
 
-MODULES = ("tracing", "framing", "framing_loopback", "splitting", "store_writes", "first_token", "many_streams")
+MODULES = (
+    "tracing",
+    "framing",
+    "framing_loopback",
+    "splitting",
+    "store_writes",
+    "first_token",
+    "many_streams",
+    "webhook_ack",
+    "recovery",
+    "segments",
+    "ledger",
+)
 
 
 def main(names: list[str]) -> int:

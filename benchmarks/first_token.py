@@ -23,10 +23,10 @@ import uvloop
 
 from benchmarks.support_plan import StreamPlan
 from benchmarks.support_processes import Server, world
-from omni.app import Runtime
 from omni.channels.whatsapp.delivery import AnswerDelivery, Delivery
 from omni.gateway.hive_streamer import AnswerStreamer, Question
 from omni.model import AgentRequest, InboundMessage, InstanceConfig, TextDelta
+from omni.runtime import Runtime
 from omni.settings import Settings
 from omni.tracing.events import FirstTokenSeen
 

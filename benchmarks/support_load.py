@@ -54,14 +54,25 @@ class _Post(asyncio.Protocol):
 
 async def post_webhooks(server: Server, plans: list[StreamPlan]) -> list[int]:
     """Post one webhook per plan, all at once; nanoseconds until each was acknowledged. Raises when one was not."""
-    return list(await asyncio.gather(*(_post_webhook(server, _request(server, plan)) for plan in plans)))
+    return list(await asyncio.gather(*(post_webhook(server, webhook_request(server, plan)) for plan in plans)))
+
+
+async def post_in_flight(server: Server, requests: list[bytes], *, in_flight: int) -> list[int]:
+    """Post all, always ``in_flight`` of them at once; nanoseconds until each was acknowledged. Raises when one was not."""
+    left = iter(requests)
+
+    async def keep_posting() -> list[int]:
+        return [await post_webhook(server, request) for request in left]
+
+    took = await asyncio.gather(*(keep_posting() for _ in range(in_flight)))
+    return [took_ns for each in took for took_ns in each]
 
 
 async def post_one_by_one(server: Server, plans: list[StreamPlan], *, every_s: float) -> list[int]:
     """Post one webhook after the other, ``every_s`` apart; nanoseconds until each was acknowledged."""
     posts = []
     for plan in plans:
-        posts.append(asyncio.ensure_future(_post_webhook(server, _request(server, plan))))
+        posts.append(asyncio.ensure_future(post_webhook(server, webhook_request(server, plan))))
         await asyncio.sleep(every_s)
     return list(await asyncio.gather(*posts))
 
@@ -76,20 +87,23 @@ async def wait_until_idle(server: Server, *, deadline_s: float) -> None:
             await asyncio.sleep(POLL_S)
 
 
-async def _post_webhook(server: Server, request: bytes) -> int:
+async def post_webhook(server: Server, request: bytes) -> int:
+    """Post one webhook over a connection of its own; nanoseconds from its last byte to that of the answer. Raises for a refusal."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[int] = loop.create_future()
     await loop.create_connection(lambda: _Post(request, done), "127.0.0.1", server.port)
     return await done
 
 
-def _request(server: Server, plan: StreamPlan) -> bytes:
+def webhook_request(server: Server, plan: StreamPlan, *, chat: int | None = None) -> bytes:
+    """The bytes of the webhook that asks for ``plan``, from a chat of its own unless ``chat`` names one. Stamped with this second."""
+    phone_number = plan.number if chat is None else chat
     data = written_message(
-        Contact(phone=_phone(plan.number), lid=f"{plan.number}", name="Bench"),
+        Contact(phone=_phone(phone_number), lid=f"{phone_number}", name="Bench"),
         text=plan.question(),
         message_id=f"MSG{plan.number}",
         instance_id="bench",
-        sent_at_s=0,
+        sent_at_s=time_ns() // 1_000_000_000,
         addressing="pn",
     )
     body = json.dumps({"event": "messages.upsert", "instance": INSTANCE, "data": data}).encode()

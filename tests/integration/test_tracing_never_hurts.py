@@ -2,10 +2,13 @@
 
 import asyncio
 import sqlite3
+import threading
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 from tests.unit.gateway.scripts import JOKE, telling
+from tests.unit.store.fallible import FallibleSpool
+from tests.unit.store.records import inbound
 
 from omni.channels.whatsapp.delivery import Delivery
 from omni.channels.whatsapp.presence import TypingIndicator
@@ -14,7 +17,10 @@ from omni.gateway.hive_streamer import AnswerStreamer, Question
 from omni.model import AgentRequest, InboundMessage, InstanceConfig
 from omni.settings import Settings
 from omni.store.database import Database
+from omni.store.ledger import LedgerWriter
+from omni.store.ledger_writes import SqlLedgerSink
 from omni.store.queries import SqlTraceReader
+from omni.store.spooling import SpooledLedgerSink, SpooledTraceSink, StoreGate
 from omni.store.writes import SqlTraceSink
 from omni.testing import RecordingChannel, ScriptedAgent
 from omni.tracing.recorder import Recorder
@@ -103,7 +109,7 @@ async def test_a_locked_database_delays_nothing_and_loses_nothing(tracer, record
 
 
 async def test_a_full_disk_costs_records_not_answers(tracer, recorder, database, settings):
-    """SQLite's own "database or disk is full", from a limit on its pages."""
+    """SQLite's own "database or disk is full", from a limit on its pages: what nobody takes is counted at the end."""
     reader = SqlTraceReader(database)
 
     @event.listens_for(database.engine, "checkout")
@@ -114,9 +120,108 @@ async def test_a_full_disk_costs_records_not_answers(tracer, recorder, database,
     recorder.start()
     texts = [(await answer_once(tracer, settings, f"M{number}"))[1] for number in range(30)]
     assert texts == [ANSWER] * 30
-    recorder.stop(deadline_s=20)
+    assert not recorder.stop(deadline_s=0.2)
     assert recorder.num_lost > 0
+    assert recorder.counts().num_held == 0
     assert reader.count_older_than(tracer.now()) < 30
+
+
+class Spooled:
+    """Recorder and ledger with a spool between them and the database, as a server has them."""
+
+    def __init__(self, database, settings, folder):
+        clock = SystemClock()
+        self.database = database
+        self.spool = FallibleSpool(folder / "spool" / "p1.db", max_bytes=8_000_000)
+        self.gate = StoreGate(
+            self.spool,
+            traces=SqlTraceSink(database, process_id="p1", wait_ms=settings.database_wait_ms),
+            ledger=SqlLedgerSink(database, process_id="p1", wait_ms=settings.database_wait_ms),
+            probe=self.probe,
+            clock=clock,
+        )
+        self.recorder = Recorder(SpooledTraceSink(self.gate), clock=clock, settings=settings, tiers=self.gate)
+        self.ledger = LedgerWriter(SpooledLedgerSink(self.gate), clock=clock, settings=settings)
+        self.tracer = Tracer(clock=clock, recorder=self.recorder, reader=SqlTraceReader(database))
+        self.gate.start()
+        self.recorder.start()
+        self.ledger.start()
+
+    def probe(self):
+        with self.database.writing("probing", wait_ms=100):
+            pass
+
+    def stop(self):
+        return [self.recorder.stop(), self.ledger.stop(), self.gate.stop()]
+
+
+@pytest.fixture
+def spooled(database, tmp_path):
+    settings = Settings(
+        _env_file=None, trace_flush_ms=1, message_spacing_ms=0, stop_deadline_ms=100, database_wait_ms=50
+    )
+    spooled = Spooled(database, settings, tmp_path)
+    yield spooled
+    assert spooled.stop() == [True, True, True]
+
+
+async def test_what_a_locked_database_does_not_take_waits_in_the_spool_and_is_stored_once(spooled, settings, tmp_path):
+    holder = sqlite3.connect(tmp_path / "omni.db", isolation_level=None)
+    holder.execute("begin exclusive")
+    traces = []
+    for number in range(5):
+        trace, texts = await answer_once(spooled.tracer, settings, f"M{number}")
+        assert texts == ANSWER
+        traces.append(trace)
+        assert await asyncio.wait_for(spooled.ledger.put(inbound(number)), 10)
+    assert await asyncio.to_thread(spooled.recorder.flush)
+    counts = spooled.recorder.counts()
+    assert (counts.is_database_up, counts.num_spooled > 0, counts.num_held) == (False, True, 0)
+    holder.execute("rollback")
+    holder.close()
+    await asyncio.to_thread(wait_until_empty, spooled)
+    reader = SqlTraceReader(spooled.database)
+    assert [reader.get_trace(trace.trace_id).status for trace in traces] == ["completed"] * 5
+    for trace in traces:
+        stages = [row.stage for row in reader.get_payloads(trace.trace_id)]
+        assert stages.count("streaming_chunks") == stages.count("streaming_complete") == 1
+        assert stages.count("evolution_send") == len(ANSWER)
+    with spooled.database.reading("counting") as connection:
+        assert connection.scalar(text("SELECT count(*) FROM omni_inbox")) == 5
+        assert connection.scalar(text("SELECT count(*) FROM omni_open_traces")) == 0
+    assert not spooled.spool.path.exists()
+    assert spooled.recorder.counts().num_lost == 0
+
+
+async def test_a_disk_that_is_full_for_both_keeps_records_in_memory_until_there_is_room(spooled, settings):
+    is_full = True
+
+    @event.listens_for(spooled.database.engine, "checkout")
+    def _fill(connection, _record, _proxy):
+        pages = connection.execute("pragma page_count").fetchone()[0] if is_full else 1_000_000
+        connection.execute(f"pragma max_page_count = {pages}")
+
+    spooled.spool.is_broken = True
+    traces = [(await answer_once(spooled.tracer, settings, f"M{number}"))[0] for number in range(30)]
+    await asyncio.to_thread(spooled.recorder.flush, deadline_s=0.2)
+    counts = spooled.recorder.counts()
+    assert (counts.num_held > 0, counts.num_lost, counts.num_spooled) == (True, 0, 0)
+    is_full = spooled.spool.is_broken = False
+    assert await asyncio.to_thread(spooled.recorder.flush, deadline_s=20)
+    await asyncio.to_thread(wait_until_empty, spooled)
+    reader = SqlTraceReader(spooled.database)
+    assert [reader.get_trace(trace.trace_id).status for trace in traces] == ["completed"] * 30
+    assert (spooled.recorder.num_lost, spooled.recorder.num_shed) == (0, 0)
+
+
+def wait_until_empty(spooled):
+    """Until the gate's thread has moved everything; it wakes by itself about once a second."""
+    looked = threading.Event()
+    for _ in range(400):
+        if spooled.spool.is_empty and spooled.gate.is_database_up:
+            return
+        looked.wait(0.05)
+    raise AssertionError("the spool was not emptied")
 
 
 async def test_a_payload_that_cannot_be_serialised_is_described_instead(tracer, recorder, database, settings):

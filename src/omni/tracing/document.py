@@ -11,6 +11,7 @@ from msgspec import structs
 from omni.clock import exact_ms
 from omni.ports import TraceRow
 from omni.tracing.events import MessageSettled
+from omni.tracing.receipts import MessageReceipts
 from omni.tracing.stored import StoredTrace
 from omni.tracing.summary import headline
 from omni.tracing.timeline import Timeline
@@ -82,28 +83,26 @@ def timeline_document(timeline: Timeline) -> dict[str, Any]:
 
 
 def delivery_document(timeline: Timeline) -> dict[str, Any]:
-    """Every message and what is known of it. "Accepted" is Evolution's 201; without receipts the rest is unknown."""
-    messages = timeline.messages
-    statuses = [message.status for message in messages]
-    accepted = timeline.num_accepted
-    delivered = sum(status in ("delivered", "read") for status in statuses)
-    read = statuses.count("read")
-    known = delivered + timeline.num_failed
+    """Every message and what is known of it. "Accepted" is Evolution's 201, the rest comes from receipts; without them it is unknown."""
+    known = timeline.num_delivered + timeline.num_failed
     return {
-        "messages": [_message(message, timeline) for message in messages],
-        "sent": len(messages),
-        "accepted": accepted,
-        "delivered": delivered,
-        "read": read,
-        "unknown": accepted - delivered,
+        "messages": [
+            _message(message, told, timeline)
+            for message, told in zip(timeline.messages, timeline.receipts, strict=True)
+        ],
+        "sent": len(timeline.messages),
+        "accepted": timeline.num_accepted,
+        "delivered": timeline.num_delivered,
+        "read": timeline.num_read,
+        "unknown": timeline.num_unknown,
         "failed": timeline.num_failed,
         # Of the messages whose fate is known; None while that is none of them.
-        "success_percent": round(100 * delivered / known, 1) if known else None,
+        "success_percent": round(100 * timeline.num_delivered / known, 1) if known else None,
         "tail_lag_ms": timeline.tail_lag_ms,
     }
 
 
-def _message(message: MessageSettled, timeline: Timeline) -> dict[str, Any]:
+def _message(message: MessageSettled, told: MessageReceipts, timeline: Timeline) -> dict[str, Any]:
     at = timeline.anchor.offset_ns
     return {
         "index": message.index,
@@ -114,9 +113,14 @@ def _message(message: MessageSettled, timeline: Timeline) -> dict[str, Any]:
         "queued_ms": None if message.queued_ns is None else exact_ms(at(message.queued_ns)),
         "started_ms": None if message.started_ns is None else exact_ms(at(message.started_ns)),
         "accepted_ms": None if message.accepted_ns is None else exact_ms(at(message.accepted_ns)),
-        "delivered_ms": None,
-        "read_ms": None,
+        "delivered_ms": exact_ms(told.delivered_ns),
+        "read_ms": exact_ms(told.read_ns),
+        "delivered_event_ms": exact_ms(told.delivered_event_ns),
+        "read_event_ms": exact_ms(told.read_event_ns),
+        "event_uncertainty_ms": told.event_uncertainty_ms,
+        "receipts": list(told.statuses),
         "status": message.status,
+        "is_deleted": told.is_deleted,
         "attempts": message.attempts,
         "status_code": message.status_code,
         "error": message.error,

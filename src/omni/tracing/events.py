@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from omni.model import Ending, MessageStatus, ReceiptStatus, SendErrorKind, Usage
+from omni.model import Ending, MessageStatus, ReceiptStatus, SendErrorKind, UpstreamCancel, Usage
 from omni.ports import PayloadType
 
 
@@ -114,7 +114,10 @@ class StreamCompleted(Struct, frozen=True, kw_only=True):
 
 
 class StreamFailed(Struct, frozen=True, kw_only=True):
-    """The stream ended in any other way. ``content`` is the text that arrived until then, None when only the chunks tell."""
+    """The stream ended in any other way. ``content`` is the text that arrived until then, None when only the chunks tell.
+
+    ``upstream_cancel`` says what became of telling the agent server to stop the run, None when there was no run to stop.
+    """
 
     mono_ns: int
     ending: Ending
@@ -125,6 +128,7 @@ class StreamFailed(Struct, frozen=True, kw_only=True):
     detail: str | None = None
     usage: Usage | None = None
     content: str | None = None
+    upstream_cancel: UpstreamCancel | None = None
 
 
 class AgentResponded(Struct, frozen=True, kw_only=True):

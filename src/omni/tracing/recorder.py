@@ -4,9 +4,9 @@ A context appends an event to its trace's journal; the journal joins the recorde
 writer thread takes what is queued every few milliseconds, turns it into rows and stores them in one transaction. It sits at the
 end of a message's life and can neither break, delay nor change an answer: a store that hangs or fails costs records, never text.
 
-What cannot be kept is counted where it is missed. While more than ``max_pending`` events wait, records of chunks are shed and
-counted on their trace; headers, endings and messages are kept up to twice that number. A trace's rows that the store refuses for
-good are counted too, and the count is written into the trace as soon as the store takes anything of it again.
+What the store does not take at the moment is kept in memory and offered again, in order, up to a bound. What cannot be kept is
+counted where it is missed, and nothing else is: chunks whose final record is not stored (``num_shed``) and rows that are not
+(``num_lost``). The trace itself says so as soon as the store takes anything of it.
 """
 
 import logging
@@ -15,102 +15,90 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import count
 
-from omni.clock import NS_PER_S, Anchor, Clock
+from msgspec import Struct
+
+from omni.clock import NS_PER_S, Clock
 from omni.errors import OmniError, StoreError
-from omni.ports import TraceSink, WriteOp
+from omni.faults import fault_facts
+from omni.ports import StoreTiers, TraceSink, WriteOp
 from omni.settings import Settings
 from omni.tracing.events import ChunkReceived, TraceEvent
+from omni.tracing.held import HeldBatches, Part
+from omni.tracing.journal import TraceJournal
+from omni.tracing.losses import LossCount
 from omni.tracing.rows import RowPlanner
+
+__all__ = ["Recorder", "RecorderCounts", "TraceJournal"]
 
 log = logging.getLogger(__name__)
 
 # Failures of one kind are logged once in this many seconds; the counts are exact all the same.
 _LOG_EVERY_NS = 60 * NS_PER_S
-# How long the writer waits before it tries a failing store again: doubled from the first to the last.
-_RETRY_FIRST_S, _RETRY_LAST_S = 0.05, 2.0
-# Tries of one batch before its traces are tried one by one; passing failures (a lock) are usually over by then.
-_BATCH_TRIES = 8
+# How long the writer waits before it offers a batch again: doubled from the first to the last.
+_RETRY_FIRST_S, _RETRY_LAST_S = 0.05, 1.0
+# How long a thread that is told to give up has to count what it loses.
+_LAST_WORDS_S = 1.0
+_BYTES_PER_MB = 1_000_000
 
 
-class TraceJournal:
-    """The events of one trace, in memory, and how far the writer has come with them.
+class RecorderCounts(Struct, frozen=True, kw_only=True):
+    """How the recorder is doing, at one moment.
 
-    Appending is safe from any thread; order is that of the calls. ``num_shed`` counts chunk records that were not kept,
-    ``num_lost`` rows the store refused.
+    ``num_pending`` events nobody has looked at yet; ``num_shed`` chunks whose record is not kept; ``num_lost`` rows that are not;
+    ``num_held`` batches in memory that the store has not taken, ``held_bytes`` about how much memory they need; ``num_spooled`` entries and
+    ``spool_bytes`` bytes in the local spool. What is held or spooled is not lost: it waits for the database.
     """
 
-    __slots__ = (
-        "_recorder",
-        "anchor",
-        "events",
-        "is_held",
-        "is_queued",
-        "num_lost",
-        "num_shed",
-        "planner",
-        "trace_id",
-    )
-
-    def __init__(self, trace_id: str, anchor: Anchor, recorder: "Recorder | None") -> None:
-        self.trace_id = trace_id
-        self.anchor = anchor
-        self.events: list[TraceEvent] = []
-        self.num_shed = 0
-        self.num_lost = 0
-        self.is_queued = False
-        self.is_held = False
-        self._recorder = recorder
-        self.planner: RowPlanner | None = None if recorder is None else recorder.planner_for(self)
-
-    def append(self, event: TraceEvent) -> None:
-        """Keep one event. Never blocks, never raises; a few hundred nanoseconds."""
-        recorder = self._recorder
-        if recorder is None:
-            self.events.append(event)
-            return
-        if recorder.num_appended - recorder.num_done >= recorder.max_pending and not recorder.admits(event):
-            self.num_shed += type(event) is ChunkReceived
-            return
-        self.events.append(event)
-        recorder.num_appended = next(recorder.counter)
-        if not self.is_queued and not (self.is_held and type(event) is ChunkReceived):
-            # A held journal is read when its segment is due; a chunk that joins it is no reason to look earlier.
-            # Set before queueing and cleared by the writer before it reads: an event is never left behind.
-            self.is_queued = True
-            recorder.enqueue(self)
+    num_pending: int
+    num_shed: int
+    num_lost: int
+    num_held: int
+    held_bytes: int
+    num_spooled: int
+    spool_bytes: int
+    is_database_up: bool
 
 
 class Recorder:
     """Owns the writer thread. Start it, hand it to journals, stop it; stopping drains.
 
-    ``num_shed`` counts events not kept because too many waited, ``num_lost`` rows the store refused, both over all traces.
+    ``tiers`` tells what the sink has behind it; without one the sink is all there is. ``num_shed`` and ``num_lost`` count over
+    all traces, exactly, from the start of the process.
     """
 
-    def __init__(self, sink: TraceSink, *, clock: Clock, settings: Settings) -> None:
+    def __init__(self, sink: TraceSink, *, clock: Clock, settings: Settings, tiers: StoreTiers | None = None) -> None:
+        self.settings = settings
         self._sink = sink
         self._clock = clock
-        self._settings = settings
+        self._tiers = tiers
         self._queue: deque[TraceJournal] = deque()
-        self._holding: dict[str, TraceJournal] = {}
+        # Journals whose chunks wait for a later segment. A dictionary used as an ordered set, as below: a trace may have several
+        # journals at a time, when a receipt comes while its answer is still being written.
+        self._holding: dict[TraceJournal, None] = {}
         self._wake = threading.Event()
         self._written = threading.Condition()
         self._is_idle = False
         self._is_stopping = False
+        self._is_given_up = False
         self._flush_wanted = 0
         self._flush_done = 0
         self._thread: threading.Thread | None = None
         self._flush_s = settings.trace_flush_ms / 1000
-        self.max_pending = settings.trace_queue_events
-        self.num_done = 0
+        self._spent_s = 0.0
+        self._retry_s = _RETRY_FIRST_S
+        self._retry_left_s = 0.0
+        self._max_held_bytes = settings.trace_memory_max_mb * _BYTES_PER_MB
+        self._counting = threading.Lock()
+        self._held = HeldBatches(self._count_unkept)
         self._last_log_ns: int | None = None
+        self._last_cause: str | None = None
+        self._logged = (0, 0)
+        self.max_pending = settings.trace_queue_events
         self.counter = count(1)
         self.num_appended = 0
+        self.num_done = 0
         self.num_shed = 0
         self.num_lost = 0
-
-    def planner_for(self, journal: TraceJournal) -> RowPlanner:
-        """The planner that turns this journal's events into rows."""
-        return RowPlanner(journal.trace_id, journal.anchor, settings=self._settings)
 
     def start(self) -> None:
         """Start the writer thread. Calling it again does nothing."""
@@ -119,17 +107,24 @@ class Recorder:
             self._thread.start()
 
     def stop(self, *, deadline_s: float = 10.0) -> bool:
-        """Write what is there and end the thread; True when everything was written in time. Safe to call twice."""
+        """Write what is there and end the thread; True when everything was written in time. Safe to call twice.
+
+        What the store has not taken by then is counted as lost.
+        """
         thread = self._thread
         if thread is None:
             return True
         self._is_stopping = True
         self._wake.set()
         thread.join(deadline_s)
-        if thread.is_alive():
-            return False
-        self._thread = None
-        return True
+        is_drained = not thread.is_alive()
+        if not is_drained:
+            self._is_given_up = True
+            self._wake.set()
+            thread.join(_LAST_WORDS_S)
+        if not thread.is_alive():
+            self._thread = None
+        return is_drained
 
     def flush(self, *, deadline_s: float = 5.0) -> bool:
         """Wait until everything appended before this call is stored; False when that takes too long. Blocks."""
@@ -143,8 +138,22 @@ class Recorder:
 
     @property
     def num_pending(self) -> int:
-        """Events appended and not yet written, to within the few being appended this moment."""
+        """Events appended and not yet looked at, to within the few being appended this moment."""
         return max(self.num_appended - self.num_done, 0)
+
+    def counts(self) -> RecorderCounts:
+        """All figures at once. From any thread; never blocks on the store."""
+        tiers = self._tiers
+        return RecorderCounts(
+            num_pending=self.num_pending,
+            num_shed=self.num_shed,
+            num_lost=self.num_lost + (0 if tiers is None else tiers.num_lost),
+            num_held=len(self._held),
+            held_bytes=self._held.size_bytes,
+            num_spooled=0 if tiers is None else tiers.num_spooled,
+            spool_bytes=0 if tiers is None else tiers.spool_bytes,
+            is_database_up=not self._held if tiers is None else tiers.is_database_up,
+        )
 
     def enqueue(self, journal: TraceJournal) -> None:
         """Queue a journal that has something new. Never blocks."""
@@ -152,25 +161,38 @@ class Recorder:
         if self._is_idle:
             self._wake.set()
 
-    def admits(self, event: TraceEvent) -> bool:
+    def admits(self, journal: TraceJournal, event: TraceEvent) -> bool:
         """Whether an event is still kept while too much is waiting; counts it when not."""
-        if type(event) is not ChunkReceived and self.num_pending <= 2 * self.max_pending:
+        is_chunk = type(event) is ChunkReceived
+        if not is_chunk and self.num_pending <= 2 * self.max_pending:
             return True
-        self.num_shed += 1
+        with self._counting:
+            journal.losses.num_shed += is_chunk
+            journal.losses.num_lost += not is_chunk
+            self.num_shed += is_chunk
+            self.num_lost += not is_chunk
         return False
 
     def _run(self) -> None:
         while True:
             is_stopping, flush_wanted = self._is_stopping, self._flush_wanted
-            self._write_round(flush_now=is_stopping or flush_wanted > self._flush_done)
+            began_ns = self._clock.mono_ns()
+            is_whole = self._write_round(flush_now=is_stopping or flush_wanted > self._flush_done)
+            self._spent_s = (self._clock.mono_ns() - began_ns) / NS_PER_S
             with self._written:
-                self._flush_done = flush_wanted
+                if is_whole and not self._held:
+                    self._flush_done = flush_wanted
                 self._written.notify_all()
-            if is_stopping and not self._queue:
-                return
+            if is_stopping and is_whole and not self._queue and (not self._held or self._is_given_up):
+                break
             self._wait()
+        self._held.lose_all()
+        self._log_losses(is_shedding=False)
 
     def _wait(self) -> None:
+        if self._held:
+            self._wait_to_retry()
+            return
         if not self._queue and not self._holding:
             self._is_idle = True
             # Looked at again after the flag is up: what was queued in between has not set the event.
@@ -178,102 +200,148 @@ class Recorder:
                 self._wake.wait()
                 self._wake.clear()
             self._is_idle = False
+            self._spent_s = 0.0
         if not self._is_hurried:
-            self._wake.wait(self._flush_s)  # one transaction for what comes within it
+            # One transaction for what comes within it. Rounds begin at an even pace, however long the last one took.
+            self._wake.wait(max(self._flush_s - self._spent_s, self._flush_s / 5))
             self._wake.clear()
+
+    def _wait_to_retry(self) -> None:
+        wait_s = min(self._flush_s, self._retry_left_s)
+        # Woken early by somebody who waits for what is held: it is offered at once.
+        is_woken = self._wake.wait(wait_s)
+        self._wake.clear()
+        self._retry_left_s = 0.0 if is_woken else self._retry_left_s - wait_s
 
     @property
     def _is_hurried(self) -> bool:
         return self._is_stopping or self._flush_wanted > self._flush_done
 
-    def _write_round(self, *, flush_now: bool) -> None:
-        journals: dict[str, TraceJournal] = {}
+    def _write_round(self, *, flush_now: bool) -> bool:
+        """Plan what is new and offer what waits; whether everything that was there has been planned."""
+        sheds_chunks = self._tiers is not None and self._tiers.sheds_chunks
+        journals: dict[TraceJournal, None] = {}
         for _ in range(len(self._queue)):
             journal = self._queue.popleft()
             journal.is_queued = False
-            journals[journal.trace_id] = journal
+            journals[journal] = None
         now_ns = self._clock.mono_ns()
-        for trace_id, journal in self._holding.items():
-            if flush_now or _planner_of(journal).is_segment_due(now_ns):
-                journals.setdefault(trace_id, journal)
-        ops_by_trace: list[tuple[TraceJournal, list[WriteOp]]] = []
+        # A running stream's chunks are in its journal; while they would only make a queue longer, they can stay there.
+        is_whole = not self._held or self._is_given_up
+        keeps_segments = is_whole and not sheds_chunks
+        if keeps_segments:
+            for journal in self._holding:
+                if flush_now or _planner_of(journal).is_segment_due(now_ns):
+                    journals[journal] = None
+        parts: list[Part] = []
         num_read = 0
-        for journal in journals.values():
+        for journal in journals:
             planner = _planner_of(journal)
             journal.is_held = False  # before reading: a chunk that comes from here on queues the journal again
             before = planner.num_read
-            ops = self._plan(journal, planner, now_ns=now_ns, flush_now=flush_now)
+            ops = self._plan(
+                journal,
+                planner,
+                now_ns=now_ns,
+                flush_now=flush_now,
+                keeps_segments=keeps_segments,
+                keeps_chunks=not sheds_chunks,
+            )
             num_read += planner.num_read - before
             if planner.is_holding:
-                self._holding[journal.trace_id] = journal
+                self._holding[journal] = None
                 journal.is_held = True
             else:
-                self._holding.pop(journal.trace_id, None)
+                self._holding.pop(journal, None)
             if ops:
-                ops_by_trace.append((journal, ops))
-        if ops_by_trace:
-            self._store(ops_by_trace)
+                parts.append(Part(journal.losses, ops))
+        if parts:
+            self._held.add(parts)
+        self._offer_held()
         self.num_done += num_read
+        self._log_losses(is_shedding=sheds_chunks or bool(self._held) or self.num_pending >= self.max_pending)
+        return is_whole
 
-    def _plan(self, journal: TraceJournal, planner: RowPlanner, *, now_ns: int, flush_now: bool) -> list[WriteOp]:
+    def _plan(
+        self,
+        journal: TraceJournal,
+        planner: RowPlanner,
+        *,
+        now_ns: int,
+        flush_now: bool,
+        keeps_segments: bool,
+        keeps_chunks: bool,
+    ) -> list[WriteOp]:
         events = journal.events
         while True:
             before = planner.num_read
             try:
-                return planner.plan(
-                    events, now_ns=now_ns, flush_now=flush_now, num_shed=journal.num_shed, num_lost=journal.num_lost
+                ops = planner.plan(
+                    events,
+                    now_ns=now_ns,
+                    flush_now=flush_now,
+                    keeps_segments=keeps_segments,
+                    keeps_chunks=keeps_chunks,
                 )
             except Exception as exc:  # noqa: BLE001 - tracing may lose a record, never an answer (docs/decisions/0006-broad-excepts.md)
-                self._count_loss(journal, 1, exc)
+                self._count_unkept(journal.losses, planner.num_shed, 1)
+                self._last_cause = type(exc).__name__
+                log.debug("trace_event_not_planned", extra=fault_facts(exc))
                 if planner.num_read == before:  # it is no event that cannot be planned; the next round begins afresh
                     planner.skip_to(len(events))
                     return []
+            else:
+                self._count_unkept(journal.losses, planner.num_shed, 0)
+                return ops
 
-    def _store(self, ops_by_trace: list[tuple[TraceJournal, list[WriteOp]]]) -> None:
-        batch = [op for _, ops in ops_by_trace for op in ops]
-        if self._try_write(batch, tries=_BATCH_TRIES) is None:
-            for journal, _ in ops_by_trace:
-                _planner_of(journal).confirm_stored()
-            return
-        # One trace's bad row must not cost the others theirs.
-        for journal, ops in ops_by_trace:
-            error = self._try_write(ops, tries=1)
+    def _offer_held(self) -> None:
+        """Offer batches in order until all are stored or the store does not take the next one now."""
+        while self._held and self._retry_left_s <= 0:
+            error = self._try_write(self._held.head.ops)
             if error is None:
-                _planner_of(journal).confirm_stored()
+                self._held.drop_head()
+                self._retry_s = _RETRY_FIRST_S
+                continue
+            self._last_cause = error.sentence if isinstance(error, OmniError) else type(error).__name__
+            if isinstance(error, StoreError) and error.retryable:
+                self._retry_left_s = self._retry_s
+                self._retry_s = min(self._retry_s * 2, _RETRY_LAST_S)
             else:
-                self._count_loss(journal, len(ops), error)
+                # One trace's bad row must not cost the others theirs, nor a trace its other rows.
+                self._held.split_head()
+        if self._held:
+            self._held.fit(self._max_held_bytes)
 
-    def _try_write(self, ops: Sequence[WriteOp], *, tries: int) -> BaseException | None:
-        wait_s = _RETRY_FIRST_S
-        error: BaseException | None = None
-        for attempt in range(tries):
-            try:
-                self._sink.write(ops)
-            except StoreError as exc:
-                error = exc
-                if not exc.retryable:
-                    return error
-            except Exception as exc:  # noqa: BLE001 - as above: a broken sink must not end the writer
-                return exc
-            else:
-                return None
-            if attempt + 1 < tries and not self._is_stopping:
-                self._pause(wait_s)
-                wait_s = min(wait_s * 2, _RETRY_LAST_S)
-        return error
+    def _try_write(self, ops: Sequence[WriteOp]) -> Exception | None:
+        try:
+            self._sink.write(ops)
+        except Exception as exc:  # noqa: BLE001 - as above: a broken sink must not end the writer
+            return exc
+        return None
 
-    def _pause(self, wait_s: float) -> None:
-        with self._written:
-            self._written.wait(wait_s)
+    def _count_unkept(self, losses: LossCount, num_chunks: int, num_rows: int) -> None:
+        """Count chunks that the journal holds and the store will not, and rows."""
+        with self._counting:
+            losses.num_shed += num_chunks
+            losses.num_unkept += num_chunks
+            losses.num_lost += num_rows
+            self.num_shed += num_chunks
+            self.num_lost += num_rows
 
-    def _count_loss(self, journal: TraceJournal, num_rows: int, error: BaseException) -> None:
-        journal.num_lost += num_rows
-        self.num_lost += num_rows
+    def _log_losses(self, *, is_shedding: bool) -> None:
+        """Say what is not kept: at first, once a minute while it goes on, and the exact totals when it is over."""
+        totals = (self.num_shed, self.num_lost)
+        if totals == self._logged:
+            return
         now_ns = self._clock.mono_ns()
-        if self._last_log_ns is None or now_ns - self._last_log_ns >= _LOG_EVERY_NS:
-            self._last_log_ns = now_ns
-            kind = error.sentence if isinstance(error, OmniError) else type(error).__name__
-            log.error("trace_rows_lost", extra={"num_lost_total": self.num_lost, "cause": kind})
+        is_recent = self._last_log_ns is not None and now_ns - self._last_log_ns < _LOG_EVERY_NS
+        if is_recent and is_shedding:
+            return
+        self._last_log_ns, self._logged = now_ns, totals
+        log.error(
+            "trace_records_lost",
+            extra={"num_shed_total": totals[0], "num_lost_total": totals[1], "cause": self._last_cause},
+        )
 
 
 def _planner_of(journal: TraceJournal) -> RowPlanner:

@@ -5,7 +5,7 @@ Under the key ``omni`` each payload carries where it stands on the turn's monoto
 ``stored.py`` rebuild the same events, and from them the same timeline.
 
 Chunks of a running stream are stored in segments a few times a second, so that a process that dies leaves what had arrived; at the
-stream's end one packed row replaces the segments.
+stream's end one packed row replaces the segments. While the store has no room for chunks, the packed row says only how many there were.
 """
 
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ from omni.tracing.events import (
     FirstTokenSeen,
     MessageSettled,
     ProcessingStarted,
+    ReceiptSeen,
     StageLogged,
     StreamCompleted,
     StreamFailed,
@@ -33,6 +34,7 @@ from omni.tracing.events import (
     TurnEnded,
 )
 from omni.tracing.fitting import as_count, as_text, fitting_columns
+from omni.tracing.losses import CHUNKS_STAGE, NOT_KEPT, LossCount, loss_payload
 from omni.tracing.packing import pack_chunks
 from omni.tracing.redact import Redactor
 from omni.tracing.stage_payloads import (
@@ -41,24 +43,32 @@ from omni.tracing.stage_payloads import (
     first_token_payload,
     message_payload,
     moments_meta,
+    receipt_payload,
     reported_columns,
     streamed_response_payload,
 )
 from omni.tracing.timeline import Timeline, build_timeline
 
-CHUNKS_STAGE = "streaming_chunks"
+# The statuses of a message that Evolution took.
+_OUT = ("accepted", "delivered", "read")
 
 
 class RowPlanner:
-    """Turns one trace's events into write operations, remembering how far it came. Used by the writer thread only."""
+    """Turns one trace's events into write operations, remembering how far it came. Used by the writer thread only.
+
+    ``stored_events`` begin the journal of a trace that is taken up again and are not planned; ``has_segments`` says whether its
+    chunks are stored as segments. A trace without a new ``TraceOpened`` has its row already, and gets new values for it.
+    """
 
     __slots__ = (
         "_anchor",
         "_columns",
         "_events",
         "_has_segments",
-        "_insert",
-        "_is_tried",
+        "_header",
+        "_is_header_due",
+        "_is_packed",
+        "_keeps_chunks",
         "_losses",
         "_ops",
         "_pending",
@@ -69,27 +79,42 @@ class RowPlanner:
         "_trace_id",
         "_upto",
         "num_read",
+        "num_shed",
     )
 
-    def __init__(self, trace_id: str, anchor: Anchor, *, settings: Settings) -> None:
+    def __init__(
+        self,
+        trace_id: str,
+        anchor: Anchor,
+        *,
+        settings: Settings,
+        losses: LossCount | None = None,
+        stored_events: Sequence[TraceEvent] = (),
+        has_segments: bool = False,
+    ) -> None:
         self._trace_id = trace_id
         self._anchor = anchor
-        self._segment_ns = settings.trace_segment_ms * 1_000_000
+        # A chunk that would be too old at the writer's next look is stored at this one.
+        self._segment_ns = max(settings.trace_segment_ms - settings.trace_flush_ms, 0) * 1_000_000
         self._redactor = Redactor(
             max_chars=settings.trace_max_payload_size, keeps_sensitive=settings.trace_include_sensitive
         )
         self._pending: list[ChunkReceived] = []
-        self._has_segments = False
+        self._has_segments = has_segments
+        self._is_packed = not has_segments and any(isinstance(event, ChunkReceived) for event in stored_events)
+        self._losses = LossCount() if losses is None else losses
         self._reported = (0, 0)
-        self._sends_ok = True
-        self._insert: InsertTrace | None = None
-        self._is_tried = False
+        self._sends_ok = all(event.status in _OUT for event in stored_events if isinstance(event, MessageSettled))
+        # All columns so far, for when the trace's row has to be offered again.
+        self._header: dict[str, Any] | None = None
+        self._is_header_due = False
+        self._keeps_chunks = True
         self._ops: list[WriteOp] = []
         self._columns: dict[str, Any] = {}
         self._events: Sequence[TraceEvent] = ()
         self._upto = 0
-        self._losses = (0, 0)
-        self.num_read = 0
+        self.num_read = len(stored_events)
+        self.num_shed = 0
 
     @property
     def is_holding(self) -> bool:
@@ -100,10 +125,6 @@ class RowPlanner:
         """Whether the chunks that wait have waited long enough. They have been planned once, so there are some."""
         return now_ns - self._pending[0].mono_ns >= self._segment_ns
 
-    def confirm_stored(self) -> None:
-        """The operations of the last plan are in the database; the trace's row need not be made again."""
-        self._insert = None
-
     def skip_to(self, num_read: int) -> None:
         """Pass over events that could not be planned."""
         self.num_read = num_read
@@ -111,13 +132,21 @@ class RowPlanner:
         self._ops = []
 
     def plan(
-        self, events: Sequence[TraceEvent], *, now_ns: int, flush_now: bool, num_shed: int, num_lost: int
+        self,
+        events: Sequence[TraceEvent],
+        *,
+        now_ns: int,
+        flush_now: bool,
+        keeps_segments: bool = True,
+        keeps_chunks: bool = True,
     ) -> list[WriteOp]:
         """Operations for everything not planned before. ``events`` is the whole journal; its length is read once.
 
-        An event that makes it raise has been passed over; called again, it goes on behind that one and nothing else is lost.
+        Without ``keeps_segments`` chunks of a running stream wait for its end; without ``keeps_chunks`` a stream that ends leaves their
+        number only, which ``num_shed`` says until the next call. An event that makes it raise has been passed over; called again, it
+        goes on behind that one and nothing else is lost.
         """
-        self._events, self._losses = events, (num_shed, num_lost)
+        self._events, self._keeps_chunks, self.num_shed = events, keeps_chunks, 0
         ops = self._ops
         position = self.num_read - 1
         try:
@@ -131,7 +160,7 @@ class RowPlanner:
         finally:
             self.num_read = position + 1
             self._events = ()
-        if self._pending and (flush_now or self.is_segment_due(now_ns)):
+        if self._pending and keeps_segments and (flush_now or self.is_segment_due(now_ns)):
             packed = pack_chunks(self._pending, self._anchor, is_segment=True)
             ops.append(self._chunks_row(packed, self._pending[-1]))
             self._has_segments = True
@@ -163,6 +192,11 @@ class RowPlanner:
                 self._plan_response(event, self._timeline(), ops)
             case MessageSettled():
                 self._plan_message(event, ops)
+            case ReceiptSeen():
+                event_at = None if event.event_ns is None else self._anchor.at(event.event_ns).isoformat()
+                payload = receipt_payload(event, event_at=event_at)
+                meta = {"event_us": self._us(event.event_ns)}
+                ops.append(self._row(event, "message_receipt", payload, "webhook", extra_meta=meta))
             case TurnEnded():
                 self._plan_ended(event, self._timeline(), ops)
             case ColumnsChanged():
@@ -181,7 +215,7 @@ class RowPlanner:
             "received_at": self._anchor.at(event.mono_ns),
             **fitting_columns(event.columns),
         }
-        self._insert = InsertTrace(self._trace_id, columns)
+        self._header, self._is_header_due = columns, True
         if event.webhook is not None:
             flags = self._redactor.media_flags(event.webhook)
             ops.append(
@@ -213,7 +247,7 @@ class RowPlanner:
         self._columns.update(self._agent_columns(timeline, is_success=True))
 
     def _plan_failed(self, event: StreamFailed, timeline: Timeline, ops: list[WriteOp]) -> None:
-        self._pack_stream(timeline, ops, "streaming_error")
+        self._pack_stream(timeline, ops, "streaming_error" if timeline.is_text_of_chunks else None)
         payload = error_payload(event, timeline, at=self._iso(event))
         ops.append(
             self._row(
@@ -233,8 +267,7 @@ class RowPlanner:
 
     def _plan_message(self, event: MessageSettled, ops: list[WriteOp]) -> None:
         payload = event.payload or message_payload(event)
-        is_accepted = event.status in ("accepted", "delivered", "read")
-        self._sends_ok = self._sends_ok and is_accepted
+        self._sends_ok = self._sends_ok and event.status in _OUT
         meta = {
             "queued_us": self._us(event.queued_ns),
             "started_us": self._us(event.started_ns),
@@ -251,12 +284,10 @@ class RowPlanner:
             )
 
     def _plan_ended(self, event: TurnEnded, timeline: Timeline, ops: list[WriteOp]) -> None:
-        if self._pending:  # a turn can end without its stream having been closed by its owner
+        if self._pending or self._has_segments:  # a turn can end without its stream having been closed by its owner
             self._pack_stream(timeline, ops, None)
-        if self._losses != self._reported:
-            self._reported = self._losses
-            loss = {"dropped_chunks": self._losses[0], "lost_rows": self._losses[1]}
-            ops.append(self._row(event, CHUNKS_STAGE, loss, "error", None, "records were not kept"))
+        if self._loss_totals != self._reported:
+            ops.append(self._row(event, CHUNKS_STAGE, self._told_losses(), "error", None, NOT_KEPT))
         self._columns.update(
             status="completed" if event.ending == "completed" else "failed",
             completed_at=self._anchor.at(event.mono_ns),
@@ -266,13 +297,24 @@ class RowPlanner:
         )
 
     def _pack_stream(self, timeline: Timeline, ops: list[WriteOp], text_stage: str | None) -> None:
-        if self._has_segments:
+        if self._has_segments or self._is_packed:
             ops.append(DropPayloads(self._trace_id, CHUNKS_STAGE))
-            self._has_segments = False
-        if timeline.chunks:
+        self._has_segments, self._is_packed = False, bool(timeline.chunks)
+        if timeline.chunks and self._keeps_chunks:
             packed = pack_chunks(timeline.chunks, self._anchor, text_stage=text_stage)
             ops.append(self._chunks_row(packed, timeline.chunks[-1]))
+        elif timeline.chunks:
+            self.num_shed += max(len(timeline.chunks) - self._losses.num_unkept, 0)
+            ops.append(self._row(timeline.chunks[-1], CHUNKS_STAGE, self._told_losses(), "error", None, NOT_KEPT))
         self._pending = []
+
+    @property
+    def _loss_totals(self) -> tuple[int, int]:
+        return self._losses.num_shed + self.num_shed, self._losses.num_lost
+
+    def _told_losses(self) -> dict[str, Any]:
+        self._reported = num_shed, num_lost = self._loss_totals
+        return loss_payload(num_shed=num_shed, num_lost=num_lost)
 
     def _chunks_row(self, packed: dict[str, Any], last: ChunkReceived) -> InsertPayload:
         return InsertPayload(
@@ -299,17 +341,20 @@ class RowPlanner:
 
     def _timeline(self) -> Timeline:
         so_far = islice(self._events, self._upto)
-        return build_timeline(self._trace_id, self._anchor, so_far, num_dropped_chunks=self._losses[0])
+        return build_timeline(self._trace_id, self._anchor, so_far, num_dropped_chunks=self._losses.num_unrecorded)
 
     def _with_columns(self, ops: list[WriteOp]) -> list[WriteOp]:
-        insert = self._insert
-        if insert is not None and (ops or self._columns or not self._is_tried):
-            # Also when an earlier try was refused: the row comes back with all that is known by now.
-            self._is_tried = True
-            insert.columns.update(fitting_columns(self._columns))
-            return [insert, *ops]
-        if self._columns:
-            ops.append(UpdateTrace(self._trace_id, fitting_columns(self._columns)))
+        columns = fitting_columns(self._columns)
+        if self._header is not None:
+            self._header.update(columns)
+            if self._losses.needs_header and (ops or columns):
+                self._losses.needs_header = False
+                self._is_header_due = True
+            if self._is_header_due:
+                self._is_header_due = False
+                return [InsertTrace(self._trace_id, dict(self._header)), *ops]
+        if columns:
+            ops.append(UpdateTrace(self._trace_id, columns))
         return ops
 
     def _row(

@@ -6,19 +6,22 @@ on first use, so a plain script needs no set-up.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from omni.clock import Clock, take_anchor, wall_datetime
+from msgspec import Struct
+
+from omni.clock import Anchor, Clock, take_anchor, wall_datetime
 from omni.errors import StoreError
 from omni.model import InboundMessage, MessageOutcome
 from omni.ports import PayloadRow, TraceFilter, TraceReader, TraceRow
 from omni.tracing.document import streaming_document
-from omni.tracing.events import TraceOpened
+from omni.tracing.events import ReceiptSeen, TraceOpened
 from omni.tracing.fitting import as_payload
-from omni.tracing.recorder import Recorder, TraceJournal
-from omni.tracing.stored import read_stored_trace
+from omni.tracing.journal import TraceJournal
+from omni.tracing.recorder import Recorder
+from omni.tracing.stored import StoredTrace, read_stored_trace
 from omni.tracing.streaming_trace_context import StreamingTraceContext
 from omni.tracing.trace_context import TraceContext
 
@@ -50,8 +53,21 @@ class Tracer:
             raise StoreError("this tracer has no store to read from")
         return self._reader
 
-    def open_turn(self, message: InboundMessage, *, is_streaming: bool, received_ns: int | None = None) -> TraceContext:
-        """A new trace for an inbound message, opened at ``received_ns`` (monotonic) or now."""
+    def open_turn(
+        self,
+        message: InboundMessage,
+        *,
+        is_streaming: bool,
+        received_ns: int | None = None,
+        received_at: datetime | None = None,
+        trace_id: str | None = None,
+        taken_up_from: str | None = None,
+    ) -> TraceContext:
+        """A new trace for an inbound message, opened at ``received_ns`` (monotonic) or now.
+
+        A message that an earlier process received is opened at ``received_at``, counted by the wall clock; ``taken_up_from``
+        is the trace that process had opened for it.
+        """
         columns = {
             "instance_name": message.instance_name,
             "whatsapp_message_id": message.message_id,
@@ -63,7 +79,37 @@ class Tracer:
             "has_quoted_message": message.has_quoted_message,
             "message_length": len(message.text),
         }
-        return self._open(columns, webhook=message.raw or None, is_streaming=is_streaming, received_ns=received_ns)
+        webhook = message.raw or None
+        if taken_up_from is not None:
+            webhook = {"taken_up_from": taken_up_from, "text": message.text}
+        if received_at is not None:
+            received_ns = self._anchor_at(received_at).mono_ns
+        return self._open(
+            columns, webhook=webhook, is_streaming=is_streaming, received_ns=received_ns, trace_id=trace_id
+        )
+
+    def reopen(self, row: TraceRow, payloads: Sequence[PayloadRow]) -> "ReopenedTrace":
+        """A stored trace that can be logged to again: what is stored stays, what is logged now comes behind it.
+
+        Moments of now stand on the turn's line by the wall clock, because the process that opened it is gone. Safe from any thread.
+        """
+        anchor = self._anchor_at(row.received_at or self.now())
+        stored = read_stored_trace(row, payloads, anchor=anchor)
+        timeline = stored.timeline
+        journal = TraceJournal(
+            row.trace_id,
+            anchor,
+            self.recorder,
+            stored_events=stored.events,
+            has_segments=bool(timeline.chunks) and timeline.agent_end_ns is None,
+            num_shed=timeline.num_dropped_chunks,
+        )
+        kind = StreamingTraceContext if timeline.is_streaming else TraceContext
+        return ReopenedTrace(context=kind(row.trace_id, journal=journal, clock=self._clock), stored=stored)
+
+    def log_receipt(self, trace_id: str, turn: Anchor, receipt: ReceiptSeen) -> None:
+        """Put a receipt on a trace, open or closed; ``turn`` is the turn's start. Never blocks, never raises."""
+        TraceJournal(trace_id, turn, self.recorder).append(receipt)
 
     def open_from_webhook(
         self, message_data: Mapping[str, Any], instance_name: str, *, is_streaming: bool
@@ -108,6 +154,13 @@ class Tracer:
             context.end_turn("send_failed", error_message=failed.error, error_stage="evolution_send")
         return context
 
+    def _anchor_at(self, wall: datetime) -> Anchor:
+        """The anchor of a turn that began at a wall time; monotonic readings of this process fit behind it."""
+        now = take_anchor(self._clock)
+        wall_ns = (wall - _EPOCH) // timedelta(microseconds=1) * 1_000
+        # A clock that was set back must not put the beginning behind us.
+        return Anchor(wall_ns=wall_ns, mono_ns=now.mono_ns - max(now.wall_ns - wall_ns, 0))
+
     def _open(
         self,
         columns: dict[str, Any],
@@ -115,8 +168,9 @@ class Tracer:
         webhook: dict[str, Any] | None,
         is_streaming: bool,
         received_ns: int | None = None,
+        trace_id: str | None = None,
     ) -> TraceContext:
-        trace_id = str(uuid4())
+        trace_id = trace_id or str(uuid4())
         anchor = take_anchor(self._clock)
         if received_ns is not None:
             # The turn began when the webhook arrived, a moment before its trace.
@@ -127,6 +181,14 @@ class Tracer:
         return kind(trace_id, journal=journal, clock=self._clock)
 
 
+class ReopenedTrace(Struct, frozen=True, kw_only=True):
+    """A trace taken up again: ``context`` to log to, ``stored`` what was there."""
+
+    context: TraceContext
+    stored: StoredTrace
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _provider: Callable[[], Tracer] | None = None
 
 

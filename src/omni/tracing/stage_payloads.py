@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec import structs
 
-from omni.tracing.events import FirstTokenSeen, MessageSettled, StreamCompleted, StreamFailed
+from omni.tracing.events import FirstTokenSeen, MessageSettled, ReceiptSeen, StreamCompleted, StreamFailed
 from omni.tracing.timeline import Timeline
 
 FIRST_CONTENT_CHARS = 200
@@ -55,8 +55,10 @@ def error_payload(event: StreamFailed, timeline: Timeline, *, at: str) -> dict[s
         "ending": event.ending,
         "detail": event.detail,
         "timestamp": at,
-        "partial_content": (timeline.content if event.content is None else event.content) or None,
+        "partial_content": timeline.content or None,
+        "content_verified": timeline.is_content_verified,
         "chunks_received": timeline.total_chunks,
+        "upstream_cancel": event.upstream_cancel,
         "first_token_latency_ms": timeline.first_token_latency_ms,
         "total_streaming_time_ms": timeline.total_streaming_time_ms,
     }
@@ -79,6 +81,17 @@ def message_payload(event: MessageSettled) -> dict[str, Any]:
         "is_notice": event.is_notice,
         "error_kind": event.error_kind,
         "error": event.error,
+    }
+
+
+def receipt_payload(event: ReceiptSeen, *, event_at: str | None) -> dict[str, Any]:
+    """The stage ``message_receipt``: WhatsApp's word on one message; ``event_at`` is the event's own wall time by our clock."""
+    return {
+        "key_id": event.key_id,
+        "status": event.status,
+        "event_at": event_at,
+        "event_uncertainty_ms": event.event_uncertainty_ms,
+        "is_wall_timed": event.is_wall_timed,
     }
 
 

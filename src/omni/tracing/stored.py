@@ -6,12 +6,12 @@ do not; what they say is read as it stands, and moments they never recorded stay
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 from msgspec import Struct
 
 from omni.clock import Anchor
-from omni.model import Ending, Usage
+from omni.model import Ending, ReceiptStatus, Usage
 from omni.ports import PayloadRow, TraceRow
 from omni.tracing.events import (
     AgentRequested,
@@ -21,6 +21,7 @@ from omni.tracing.events import (
     FirstTokenSeen,
     MessageSettled,
     ProcessingStarted,
+    ReceiptSeen,
     RequestWritten,
     StreamCompleted,
     StreamFailed,
@@ -29,6 +30,7 @@ from omni.tracing.events import (
     TraceEvent,
     TurnEnded,
 )
+from omni.tracing.fitting import as_count
 from omni.tracing.packing import TEXT_KEYS, unpack_chunks
 from omni.tracing.timeline import Timeline, build_timeline
 
@@ -44,12 +46,23 @@ _ENDINGS: tuple[Ending, ...] = (
     "interrupted",
 )
 
+_RECEIPT_STATUSES: tuple[ReceiptStatus, ...] = get_args(ReceiptStatus)
+
+# Stages at which a turn ends in one way only, whatever its agent did before.
+_ENDING_BY_STAGE: dict[str, Ending] = {
+    "evolution_send": "send_failed",
+    "interrupted": "interrupted",
+    "cancelled": "cancelled",
+    "processing": "error",
+}
+
 
 class StoredTrace(Struct, frozen=True, kw_only=True):
     """One trace as read from the database. ``is_legacy`` means that the predecessor wrote it."""
 
     row: TraceRow
     payloads: Sequence[PayloadRow]
+    events: Sequence[TraceEvent]
     timeline: Timeline
     is_legacy: bool
 
@@ -59,9 +72,17 @@ class StoredTrace(Struct, frozen=True, kw_only=True):
         return {key: value for key, value in found[-1].items() if key != "omni"} if found else None
 
 
-def read_stored_trace(row: TraceRow, payloads: Sequence[PayloadRow]) -> StoredTrace:
-    """The trace with its timeline. Damaged chunk rows count as dropped chunks when the stream's end says how many there were."""
-    anchor = Anchor(wall_ns=_wall_ns(row.received_at), mono_ns=0)
+def stored_anchor(row: TraceRow) -> Anchor:
+    """The start of a stored turn, with a monotonic line of its own that begins there."""
+    return Anchor(wall_ns=_wall_ns(row.received_at), mono_ns=0)
+
+
+def read_stored_trace(row: TraceRow, payloads: Sequence[PayloadRow], *, anchor: Anchor | None = None) -> StoredTrace:
+    """The trace with its timeline. Damaged chunk rows count as dropped chunks when the stream's end says how many there were.
+
+    ``anchor`` is the turn's start on the monotonic line the events are to be on, for a trace that is taken up again.
+    """
+    anchor = stored_anchor(row) if anchor is None else anchor
     # The predecessor always kept the webhook; a trace without any payload is one of ours that has only begun.
     is_legacy = bool(payloads) and not any(_is_ours(item.payload) for item in payloads)
     reader = _Reader(anchor, _closing_texts(payloads))
@@ -71,7 +92,7 @@ def read_stored_trace(row: TraceRow, payloads: Sequence[PayloadRow]) -> StoredTr
     reader.take_row(row)
     events = sorted(reader.events, key=lambda event: event.mono_ns)
     timeline = build_timeline(row.trace_id, anchor, events, num_dropped_chunks=reader.num_dropped)
-    return StoredTrace(row=row, payloads=payloads, timeline=timeline, is_legacy=is_legacy)
+    return StoredTrace(row=row, payloads=payloads, events=events, timeline=timeline, is_legacy=is_legacy)
 
 
 class _Reader:
@@ -107,11 +128,7 @@ class _Reader:
     def _ending_of(self, row: TraceRow) -> Ending:
         if row.status == "completed":
             return "completed"
-        if row.error_stage == "evolution_send":
-            return "send_failed"
-        if row.error_stage == "interrupted":
-            return "interrupted"
-        return self._ending or "error"
+        return _ENDING_BY_STAGE.get(row.error_stage or "") or self._ending or "error"
 
     def _take_chunks(self, row: PayloadRow, payload: dict[str, Any]) -> None:
         if row.payload_type == "error":
@@ -129,10 +146,10 @@ class _Reader:
             ("first_event_us", FirstEventSeen),
         ):
             if isinstance(meta.get(key), int):
-                self.events.append(kind(meta[key] * 1_000))
+                self.events.append(kind(self._mono(meta[key])))
 
     def _take_ours(self, row: PayloadRow, payload: dict[str, Any], meta: dict[str, Any]) -> None:
-        at_ns = meta["offset_us"] * 1_000
+        at_ns = self._mono(meta["offset_us"])
         match row.stage:
             case "agent_request":
                 self.events.append(AgentRequested(mono_ns=at_ns, payload=payload, is_streaming=False))
@@ -156,6 +173,8 @@ class _Reader:
                 self.events.append(AgentResponded(mono_ns=at_ns, payload=payload, status_code=row.status_code))
             case "evolution_send":
                 self._take_message(row, payload, meta, at_ns)
+            case "message_receipt":
+                self._take_receipt(payload, meta, at_ns)
             case _:
                 pass
 
@@ -171,6 +190,30 @@ class _Reader:
                 error_stage=str(payload.get("error_stage") or ""),
                 status_code=row.status_code,
                 usage=_usage(meta),
+                content=self._partial_text(payload, meta),
+            )
+        )
+
+    def _partial_text(self, payload: dict[str, Any], meta: dict[str, Any]) -> str | None:
+        """The text kept beside the chunks; None where it was made of them and says nothing more."""
+        has_all_chunks = payload.get("chunks_received") and not meta.get("dropped_chunks") and not self.num_dropped
+        if payload.get("content_verified") is None and has_all_chunks:
+            return None
+        text = payload.get("partial_content")
+        return text if isinstance(text, str) else None
+
+    def _take_receipt(self, payload: dict[str, Any], meta: dict[str, Any], at_ns: int) -> None:
+        key_id, status = payload.get("key_id"), payload.get("status")
+        if not isinstance(key_id, str) or status not in _RECEIPT_STATUSES:
+            return
+        self.events.append(
+            ReceiptSeen(
+                mono_ns=at_ns,
+                key_id=key_id,
+                status=status,
+                event_ns=self._moment(meta, "event_us"),
+                event_uncertainty_ms=as_count(payload.get("event_uncertainty_ms")),
+                is_wall_timed=bool(payload.get("is_wall_timed")),
             )
         )
 
@@ -190,9 +233,9 @@ class _Reader:
                 text=str(payload.get("text") or ""),
                 status=meta.get("status") or "failed",
                 attempts=attempts if isinstance(attempts, int) else 1,
-                queued_ns=_ns(meta.get("queued_us")),
-                started_ns=_ns(meta.get("started_us")),
-                accepted_ns=_ns(meta.get("accepted_us")),
+                queued_ns=self._moment(meta, "queued_us"),
+                started_ns=self._moment(meta, "started_us"),
+                accepted_ns=self._moment(meta, "accepted_us"),
                 start=payload.get("start"),
                 end=payload.get("end"),
                 first_chunk=payload.get("first_chunk"),
@@ -206,7 +249,14 @@ class _Reader:
         )
 
     def _since_start(self, wall: datetime) -> int:
-        return _wall_ns(wall) - self._anchor.wall_ns
+        return self._anchor.mono_ns + _wall_ns(wall) - self._anchor.wall_ns
+
+    def _moment(self, meta: dict[str, Any], key: str) -> int | None:
+        value_us = meta.get(key)
+        return self._mono(value_us) if isinstance(value_us, int) else None
+
+    def _mono(self, offset_us: int) -> int:
+        return self._anchor.mono_ns + offset_us * 1_000
 
 
 def _is_ours(payload: Any) -> bool:
@@ -224,10 +274,6 @@ def _closing_texts(payloads: Sequence[PayloadRow]) -> dict[str, str]:
 def _usage(meta: dict[str, Any]) -> Usage | None:
     usage = meta.get("usage")
     return Usage(**usage) if isinstance(usage, dict) else None
-
-
-def _ns(value_us: Any) -> int | None:
-    return value_us * 1_000 if isinstance(value_us, int) else None
 
 
 def _wall_ns(wall: datetime | None) -> int:

@@ -6,7 +6,7 @@ The same promise as its base: a method appends one frozen event and returns.
 from typing import Any
 
 from omni.errors import OmniError
-from omni.model import Ending, Usage
+from omni.model import Ending, UpstreamCancel, Usage
 from omni.tracing.events import (
     ChunkReceived,
     FirstEventSeen,
@@ -96,11 +96,14 @@ class StreamingTraceContext(TraceContext):
         ending: Ending = "error",
         error_type: str | None = None,
         usage: Usage | None = None,
+        content: str | None = None,
+        upstream_cancel: UpstreamCancel | None = None,
         at_ns: int | None = None,
     ) -> None:
         """The stream ended in any other way; closes the trace as failed unless delivery is awaited.
 
-        ``error_type`` names the cause when ``error`` is a sentence: the server's event, or how the stream ended.
+        ``error_type`` names the cause when ``error`` is a sentence: the server's event, or how the stream ended. ``content`` is the
+        whole text until then, for a caller who has it; ``upstream_cancel`` what became of stopping the run at the server.
         """
         message = str(error) or type(error).__name__
         self._journal.append(
@@ -113,6 +116,8 @@ class StreamingTraceContext(TraceContext):
                 status_code=error.status_code if isinstance(error, OmniError) else None,
                 detail=error.detail if isinstance(error, OmniError) else None,
                 usage=usage,
+                content=content,
+                upstream_cancel=upstream_cancel,
             )
         )
         if not self._awaits_delivery:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from omni.clock import exact_ms
+from omni.clock import NS_PER_S, exact_ms, whole_ms
 from omni.tracing.timeline import Timeline
 
 
@@ -30,6 +30,8 @@ def streaming_summary(timeline: Timeline) -> dict[str, Any]:
         "events_captured": len(timeline.chunks),
         "messages_sent": len(timeline.messages),
         "messages_accepted": timeline.num_accepted,
+        "messages_delivered": timeline.num_delivered,
+        "messages_read": timeline.num_read,
         "messages_failed": timeline.num_failed,
         "time_to_first_message_ms": exact_ms(timeline.first_message_ns),
         "turn_total_ms": timeline.turn_total_ms,
@@ -40,9 +42,7 @@ def streaming_summary(timeline: Timeline) -> dict[str, Any]:
 def headline(timeline: Timeline) -> str:
     """The turn in one sentence, for the terminal, the page and the log."""
     num_chunks, num_chars = timeline.total_chunks, timeline.total_content_length
-    messages = f"{timeline.num_accepted} {_plural(timeline.num_accepted, 'message')} accepted"
-    if timeline.num_failed:
-        messages += f", {timeline.num_failed} failed"
+    messages = _told_messages(timeline)
     total = timeline.total_streaming_time_ms
     if not timeline.is_streaming:
         if total is None:
@@ -63,6 +63,34 @@ def headline(timeline: Timeline) -> str:
     if timeline.ending not in (None, "completed"):
         text = f"{timeline.ending} at {timeline.error_stage or 'unknown stage'}; {text}"
     return text
+
+
+def _told_messages(timeline: Timeline) -> str:
+    """What became of the messages: "accepted" is all that is known until a receipt says more."""
+    num_sent, num_delivered, num_failed = len(timeline.messages), timeline.num_delivered, timeline.num_failed
+    if not num_delivered:
+        text = f"{timeline.num_accepted} {_plural(timeline.num_accepted, 'message')} accepted"
+    elif num_delivered == num_sent:
+        text = f"{num_sent} {_plural(num_sent, 'message')} delivered"
+    else:
+        text = f"{num_delivered} of {num_sent} messages delivered"
+    if num_failed:
+        text += f", {num_failed} failed"
+    if timeline.last_read_ns is not None:
+        read = "read" if timeline.num_read == num_delivered else f"{timeline.num_read} read"
+        text += f", {read} after {_spoken(timeline.last_read_ns)}"
+    return text
+
+
+def _spoken(duration_ns: int) -> str:
+    """A duration as one says it, in its largest unit that leaves two of them: 450 ms, 6 s, 90 s, 3 min, 30 d."""
+    seconds = duration_ns / NS_PER_S
+    if seconds < 1:
+        return f"{whole_ms(duration_ns)} ms"
+    for unit, size_s in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size_s:
+            return f"{round(seconds / size_s)} {unit}"
+    return f"{round(seconds)} s"
 
 
 def _status(timeline: Timeline) -> str:

@@ -10,6 +10,9 @@ Definitions (docs/reference/metrics.md has them in words):
     total streaming time = root run's terminal event - request written
     first to final = total streaming time - first token latency
     queue + agent wait + stream + delivery tail + unaccounted = turn total
+
+A turn may be closed more than once (when its process died and what was left of it was sent later): the last closing counts. Receipts come
+after that, for days; they change the messages and no figure of the turn (see ``receipts``).
 """
 
 from collections.abc import Iterable
@@ -30,6 +33,7 @@ from omni.tracing.events import (
     FirstTokenSeen,
     MessageSettled,
     ProcessingStarted,
+    ReceiptSeen,
     RequestWritten,
     StreamCompleted,
     StreamFailed,
@@ -38,26 +42,15 @@ from omni.tracing.events import (
     TraceEvent,
     TurnEnded,
 )
-
-
-class StageTimes(Struct, frozen=True, kw_only=True):
-    """Where the turn's time went, in milliseconds with three decimals; None where an end of the stage is unknown.
-
-    ``queue_ms`` received to request written; ``agent_wait_ms`` request to first visible text (to the end when there was none);
-    ``stream_ms`` first text to the terminal event; ``delivery_tail_ms`` terminal event to the last message's outcome;
-    ``unaccounted_ms`` what is left of ``turn_total_ms``.
-    """
-
-    queue_ms: float | None
-    agent_wait_ms: float | None
-    stream_ms: float | None
-    delivery_tail_ms: float | None
-    unaccounted_ms: float | None
-    turn_total_ms: float | None
+from omni.tracing.receipts import MessageReceipts, join_receipts
+from omni.tracing.stage_times import StageTimes, stage_times
 
 
 class Timeline(Struct, frozen=True, kw_only=True):
-    """All that is known about one turn. ``*_ns`` are nanoseconds from the turn's start, None when not seen."""
+    """All that is known about one turn. ``*_ns`` are nanoseconds from the turn's start, None when not seen.
+
+    ``messages`` have the status their receipts give them; ``receipts`` are what WhatsApp said of each, in the same order.
+    """
 
     trace_id: str
     anchor: Anchor
@@ -85,6 +78,7 @@ class Timeline(Struct, frozen=True, kw_only=True):
     num_tool_errors: int = 0
     usage: Usage | None = None
     messages: tuple[MessageSettled, ...] = ()
+    receipts: tuple[MessageReceipts, ...] = ()
 
     @property
     def total_chunks(self) -> int:
@@ -95,6 +89,11 @@ class Timeline(Struct, frozen=True, kw_only=True):
     def total_content_length(self) -> int:
         """Characters (code points) of the answer."""
         return len(self.content)
+
+    @property
+    def is_text_of_chunks(self) -> bool:
+        """Whether the chunks that were kept join to the very content, so that it need not be stored twice."""
+        return self.content == "".join([chunk.text for chunk in self.chunks])
 
     @property
     def first_byte_latency_ms(self) -> float | None:
@@ -137,34 +136,46 @@ class Timeline(Struct, frozen=True, kw_only=True):
     @property
     def stages(self) -> StageTimes:
         """Where the turn's time went."""
-        wait_end = self.first_token_ns if self.first_token_ns is not None else self.agent_end_ns
-        parts = (
-            self.request_ns,
-            _minus(wait_end, self.request_ns),
-            _minus(self.agent_end_ns, wait_end),
-            _delivery_tail(self.last_outcome_ns, self.agent_end_ns),
-        )
-        total = self.completed_ns
-        rest = None if total is None else total - sum(part for part in parts if part is not None)
-        queue, wait, stream, tail = (exact_ms(part) for part in parts)
-        return StageTimes(
-            queue_ms=queue,
-            agent_wait_ms=wait,
-            stream_ms=stream,
-            delivery_tail_ms=tail,
-            unaccounted_ms=exact_ms(rest),
-            turn_total_ms=exact_ms(total),
+        return stage_times(
+            request_ns=self.request_ns,
+            first_token_ns=self.first_token_ns,
+            agent_end_ns=self.agent_end_ns,
+            last_outcome_ns=self.last_outcome_ns,
+            completed_ns=self.completed_ns,
         )
 
     @property
     def num_accepted(self) -> int:
-        """Messages Evolution accepted."""
-        return sum(message.status in ("accepted", "delivered", "read") for message in self.messages)
+        """Messages Evolution accepted, those WhatsApp reported an error of later included."""
+        return sum(
+            message.status in _OUT or (message.status == "failed" and message.accepted_ns is not None)
+            for message in self.messages
+        )
+
+    @property
+    def num_delivered(self) -> int:
+        """Messages that reached the user's phone by WhatsApp's word; those that were read are among them."""
+        return sum(message.status in ("delivered", "read") for message in self.messages)
+
+    @property
+    def num_read(self) -> int:
+        """Messages that were read by WhatsApp's word."""
+        return sum(message.status == "read" for message in self.messages)
+
+    @property
+    def num_unknown(self) -> int:
+        """Accepted messages of which WhatsApp said neither that they were delivered nor that they failed."""
+        return sum(message.status == "accepted" for message in self.messages)
 
     @property
     def num_failed(self) -> int:
-        """Messages that failed or were not sent because an earlier one failed."""
+        """Messages that failed, here or at WhatsApp, or were not sent because an earlier one failed."""
         return sum(message.status in ("failed", "not_sent") for message in self.messages)
+
+    @property
+    def last_read_ns(self) -> int | None:
+        """When the last of the messages that were read was; None while no receipt says so."""
+        return max((told.read_ns for told in self.receipts if told.read_ns is not None), default=None)
 
     @property
     def tail_lag_ms(self) -> float | None:
@@ -192,6 +203,7 @@ def build_timeline(
     joined = "".join([chunk.text for chunk in chunks])
     final = story.final_content
     can_verify = bool(chunks) and final is not None and not num_dropped_chunks
+    messages, receipts = join_receipts(story.messages, story.receipts, anchor)
     accepted = [at(message.accepted_ns) for message in story.messages if message.accepted_ns is not None]
     verdict = _verdict(story)
     moment = {kind: at(mono_ns) for kind, mono_ns in story.moments.items()}
@@ -221,10 +233,13 @@ def build_timeline(
         num_tools=story.num_tools,
         num_tool_errors=story.num_tool_errors,
         usage=_usage_of(story.end),
-        messages=tuple(story.messages),
+        messages=messages,
+        receipts=receipts,
     )
 
 
+# The statuses of a message that Evolution took, by its answer or by WhatsApp's word.
+_OUT = ("accepted", "delivered", "read")
 # Moments of which the first counts; a request that is written again (a changed prefix) starts the count anew.
 _FIRST_COUNTS = (ProcessingStarted, FirstByteSeen, FirstEventSeen, StreamStarted)
 _LAST_COUNTS = (AgentRequested, RequestWritten)
@@ -239,6 +254,7 @@ class _Story:
         self.end: StreamCompleted | StreamFailed | AgentResponded | None = None
         self.turn_end: TurnEnded | None = None
         self.messages: list[MessageSettled] = []
+        self.receipts: list[ReceiptSeen] = []
         self.columns: dict[str, Any] = {}
         self.is_streaming = False
         self.final_content: str | None = None
@@ -262,6 +278,8 @@ class _Story:
                 self._take_end(event)
             case MessageSettled():
                 self.messages.append(event)
+            case ReceiptSeen():
+                self.receipts.append(event)
             case ColumnsChanged():
                 self.columns.update(event.columns)
             case TurnEnded():
@@ -277,6 +295,8 @@ class _Story:
             self.final_content = event.final_content
         elif isinstance(event, AgentResponded):
             self.final_content = str(event.payload.get("message") or "")
+        else:
+            self.final_content = event.content
 
 
 def _text_of(first_text: FirstTokenSeen | ChunkReceived | None) -> str | None:
@@ -311,12 +331,6 @@ def _verdict(story: _Story) -> _Verdict:
     if isinstance(story.end, StreamFailed):
         return _Verdict(story.end.ending, story.end.error_stage, story.end.error_message)
     return _Verdict()
-
-
-def _delivery_tail(last_outcome_ns: int | None, agent_end_ns: int | None) -> int | None:
-    tail = _minus(last_outcome_ns, agent_end_ns)
-    # The last message may be known before the agent's terminal event; then there was no tail.
-    return None if tail is None else max(tail, 0)
 
 
 def _minus(later: int | None, earlier: int | None) -> int | None:

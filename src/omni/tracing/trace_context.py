@@ -81,7 +81,7 @@ class TraceContext:
     def timeline(self) -> Timeline:
         """Everything known about the turn so far. Linear in the number of chunks."""
         journal = self._journal
-        return build_timeline(self.trace_id, journal.anchor, list(journal.events), num_dropped_chunks=journal.num_shed)
+        return build_timeline(self.trace_id, journal.anchor, journal.kept_events(), num_dropped_chunks=journal.num_shed)
 
     def await_delivery(self) -> None:
         """Keep the trace open after the agent's end until ``end_turn``: messages are still on their way."""

@@ -123,7 +123,7 @@ def test_a_passing_failure_is_tried_again(store, clock, settings):
 
 
 def test_a_sink_that_raises_anything_does_not_end_the_writer(store, clock, settings):
-    store.failures = [RuntimeError("bug"), RuntimeError("bug")]
+    store.failures = [RuntimeError("bug")]
     recorder = Recorder(store, clock=clock, settings=settings)
     recorder.start()
     tracer = Tracer(clock=clock, recorder=recorder, reader=store)
@@ -225,10 +225,9 @@ def _stored(rounds, trace, settings):
     store = MemoryStore()
     planner = RowPlanner(trace.trace_id, trace.anchor, settings=settings)
     for events in rounds:
-        ops = planner.plan(events, now_ns=0, flush_now=True, num_shed=0, num_lost=0)
+        ops = planner.plan(events, now_ns=0, flush_now=True)
         if ops:
             store.write(ops)
-            planner.confirm_stored()
     rows = [(row.stage, row.payload_type, row.payload) for row in store.payloads]
     return sorted(rows, key=lambda row: (row[0], str(row[2]))), store.rows
 
