@@ -4,9 +4,9 @@ import copy
 
 import pytest
 
-from omni.channels.whatsapp.webhook import event_of, parse_webhook
+from omni.channels.whatsapp.webhook import WebhookEvent, event_of, parse_event, parse_webhook
 from omni.errors import WebhookMalformed
-from omni.model import Ignored, InboundMessage
+from omni.model import Ignored, InboundMessage, Receipt, SentEcho
 
 
 def upsert(message=None, *, key=None, **data):
@@ -120,19 +120,19 @@ def test_recorded_message_of_evolutions_own_channel_has_bare_digits_for_an_addre
 @pytest.mark.parametrize(
     ("number", "field", "events"),
     [
-        ("06", "webhooks", {"send.message"}),
-        ("09", "webhooks", {"messages.update"}),
-        ("09", "delete_webhooks", {"messages.delete"}),
         ("10", "presence_webhooks", {"presence.update"}),
         ("10", "connection_webhooks", {"connection.update"}),
         ("14", "webhooks", {"send.message.update"}),
-        ("18", "webhooks_in_arrival_order", {"send.message", "messages.update"}),
     ],
 )
 def test_every_other_recorded_event_is_named_and_not_answered(capture, number, field, events):
     bodies = [webhook["body"] for webhook in capture(number)[field]]
     assert {event_of(body) for body in bodies} == events
     assert {read(body).reason for body in bodies} == {"not_a_message"}
+    parsed = [parse_event(body, instance_name="shop") for body in bodies]
+    assert {item for event in parsed for item in event.items} == {
+        Ignored(reason="not_a_message", event=event) for event in events
+    }
 
 
 @pytest.mark.parametrize("event", ["MESSAGES_UPSERT", "messages-upsert", "messages.upsert"])
@@ -358,3 +358,86 @@ def test_a_body_that_is_not_evolutions_envelope_is_malformed(body):
     with pytest.raises(WebhookMalformed) as raised:
         read(body)
     assert raised.value.status_code == 400
+
+
+def heard(body, **options):
+    return parse_event(body, instance_name="shop", **options)
+
+
+def test_a_recorded_message_event_tells_its_message_and_both_its_times(capture):
+    body = recorded(capture, "08")[0]
+    assert heard(body) == WebhookEvent(
+        event="messages.upsert",
+        items=(read(body),),
+        claimed_wall_ns=1795342685_651000000,
+        stamped_s=1795342685,
+    )
+
+
+def test_each_message_of_a_list_is_told_by_itself():
+    one, other = upsert(key={"id": "1"})["data"], upsert(key={"id": "2", "fromMe": True}, messageTimestamp=1795342699)
+    event = heard(upsert() | {"data": [one, other["data"], "no message"]})
+    first, second, third = event.items
+    assert (first.message_id, first.raw["data"]) == ("1", one)
+    assert second == Ignored(reason="own_message", event="messages.upsert")
+    assert third == Ignored(reason="unreadable_message", event="messages.upsert")
+    assert event.stamped_s == 1795342699
+
+
+@pytest.mark.parametrize(("number", "field"), [("03", "webhooks"), ("06", "webhooks")])
+def test_a_recorded_send_is_told_with_the_text_and_the_key_of_its_answer(capture, number, field):
+    """It is emitted before the HTTP answer returns, so it settles a send whose answer was lost."""
+    recording = capture(number)
+    (webhook,) = recording[field]
+    answer = recording["exchange"]["response"]
+    assert heard(webhook["body"]).items == (
+        SentEcho(
+            instance_name="shop",
+            key_id=answer["key"]["id"],
+            recipient=answer["key"]["remoteJid"],
+            text=recording["exchange"]["request"]["body"]["text"],
+        ),
+    )
+
+
+def test_a_send_that_comes_by_both_webhooks_says_the_same_twice(capture):
+    events = [heard(webhook["body"]) for webhook in capture("18")["webhooks_in_arrival_order"]]
+    echo = SentEcho(
+        instance_name="shop",
+        key_id="3EB0BF7CA49767CDACC1FE",
+        recipient="5511999990001@s.whatsapp.net",
+        text="oi",
+    )
+    receipt = Receipt(
+        instance_name="shop",
+        key_id="3EB0BF7CA49767CDACC1FE",
+        status="delivered",
+        claimed_wall_ns=1795343020_881000000,
+    )
+    assert [event.items for event in events] == [(echo,), (echo,), (receipt,), (receipt,)]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (None, "unreadable_message"),
+        ([], "unreadable_message"),
+        ({"key": "x"}, "unreadable_message"),
+        ({"key": {}}, "missing_id"),
+        ({"key": {"id": "A", "remoteJid": "5511@s.whatsapp.net"}, "message": {"audioMessage": {}}}, "unsupported_type"),
+        ({"key": {"id": "A"}, "message": {"conversation": "oi"}}, "unsupported_type"),
+    ],
+)
+def test_a_send_that_could_not_be_recognised_is_ignored(data, reason):
+    event = {"event": "send.message", "data": data}
+    assert heard(event).items == (Ignored(reason=reason, event="send.message"),)
+
+
+def test_an_event_without_a_time_claims_none():
+    assert (heard(upsert()).claimed_wall_ns, heard({"event": "call"}).stamped_s) == (None, None)
+
+
+@pytest.mark.parametrize("body", [None, {}, {"event": "messages.upsert", "data": {"key": "x"}}])
+def test_a_malformed_body_is_refused_as_a_whole(body):
+    with pytest.raises(WebhookMalformed):
+        heard(body)

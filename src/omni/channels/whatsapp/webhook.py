@@ -1,7 +1,8 @@
-"""Reads Evolution's webhooks: what a user wrote, or why there is nothing to answer.
+"""Reads Evolution's webhooks: what a user wrote, what WhatsApp confirmed, what Evolution says it sent, or why there is nothing to do.
 
-The first step of a message's life, pure and without I/O. ``parse_webhook`` takes the decoded body of any event. A body that is
-not Evolution's envelope raises WebhookMalformed; a body that is understood and not answered is an ``Ignored`` with its reason:
+The first step of a message's life, pure and without I/O. ``parse_event`` takes the decoded body of any event; ``parse_webhook`` reads one
+message and nothing else. A body that is not Evolution's envelope raises WebhookMalformed; one that is understood and not acted on is an
+``Ignored`` with its reason (those of receipts stand in ``receipts``):
 
     not_a_message       another event; ``event`` names it
     missing_id          a message without an id: it could not be told from its own repetition
@@ -12,6 +13,7 @@ not Evolution's envelope raises WebhookMalformed; a body that is understood and 
     group               a group, and groups are not answered
     unsupported_type    no text in it; ``message`` is set when a person sent it (a voice note), not for reactions and the like
     empty_text          only white space
+    unreadable_message  what should be a message of ours, or one of several in a list, and is none
 
 The envelope's ``server_url`` and ``apikey`` are never read: whoever can post a webhook could put anything there.
 """
@@ -19,13 +21,19 @@ The envelope's ``server_url`` and ``apikey`` are never read: whoever can post a 
 from collections.abc import Mapping
 from typing import Any
 
+from msgspec import Struct
+
 from omni.channels.whatsapp.addresses import Address, conversation_key, parse_address, phone_digits
 from omni.channels.whatsapp.content import Content, read_content
+from omni.channels.whatsapp.event_time import read_claimed_wall_ns
+from omni.channels.whatsapp.receipts import DELETE, UPDATE, read_key_id, read_receipts
 from omni.errors import WebhookMalformed
-from omni.model import Ignored, InboundMessage
+from omni.model import Ignored, InboundMessage, Receipt, SentEcho
 
 UPSERT = "messages.upsert"
 """The event that carries a user's message."""
+SENT = "send.message"
+"""The event by which Evolution says that it sent one of ours."""
 
 # The other address of a 1:1 chat and of a group's participant; the Pn names are those of Evolution 2.3.0.
 _CHAT_ALTERNATIVES = ("remoteJidAlt", "senderPn")
@@ -34,6 +42,42 @@ _PARTICIPANT_ALTERNATIVES = ("participantAlt", "participantPn", "senderPn")
 # 2 to the 33rd: the year 2242. Whatever is beyond it is no stamp, and Python will not even read digits by the thousand.
 _LATEST_STAMP_S = 1 << 33
 _LATEST_STAMP_DIGITS = 10
+
+
+class WebhookEvent(Struct, frozen=True, kw_only=True):
+    """What one webhook says.
+
+    ``items`` are the things in it, in their order and at least one. ``claimed_wall_ns`` is when the event happened by its own word (see
+    ``event_time``), None when it says nothing of it. ``stamped_s`` is WhatsApp's stamp of a user's message, in whole seconds since 1970.
+    """
+
+    event: str
+    items: tuple[InboundMessage | Receipt | SentEcho | Ignored, ...]
+    claimed_wall_ns: int | None = None
+    stamped_s: int | None = None
+
+
+def parse_event(body: object, *, instance_name: str, answers_groups: bool = False) -> WebhookEvent:
+    """What a webhook of any event says to ``instance_name``. Raises WebhookMalformed when it is none of Evolution's."""
+    event = event_of(body)
+    envelope = _envelope(body)
+    items: tuple[InboundMessage | Receipt | SentEcho | Ignored, ...]
+    stamped_s = None
+    if event == UPSERT:
+        items = _messages(envelope, instance_name=instance_name, answers_groups=answers_groups)
+        stamped_s = _newest_stamp(envelope)
+    elif event in (UPDATE, DELETE):
+        items = read_receipts(envelope, event=event, instance_name=instance_name)
+    elif event == SENT:
+        items = tuple(_echo(one, instance_name=instance_name) for one in each_message(envelope))
+    else:
+        items = (Ignored(reason="not_a_message", event=event),)
+    return WebhookEvent(
+        event=event,
+        items=items,
+        claimed_wall_ns=read_claimed_wall_ns(envelope.get("date_time")),
+        stamped_s=stamped_s,
+    )
 
 
 def event_of(body: object) -> str:
@@ -78,6 +122,44 @@ def parse_webhook(body: object, *, instance_name: str, answers_groups: bool = Fa
     if content.message_type == "text":
         return Ignored(reason="empty_text", event=event)
     return Ignored(reason="unsupported_type", event=event, message=message if content.is_from_person else None)
+
+
+def _messages(
+    envelope: Mapping[str, Any], *, instance_name: str, answers_groups: bool
+) -> tuple[InboundMessage | Ignored, ...]:
+    bodies = each_message(envelope)
+    if len(bodies) == 1:
+        return (parse_webhook(envelope, instance_name=instance_name, answers_groups=answers_groups),)
+    items: list[InboundMessage | Ignored] = []
+    for body in bodies:
+        try:
+            items.append(parse_webhook(body, instance_name=instance_name, answers_groups=answers_groups))
+        except WebhookMalformed:
+            # Evolution never repeats what was refused: one bad message must not cost the others.
+            items.append(Ignored(reason="unreadable_message", event=UPSERT))
+    return tuple(items)
+
+
+def _newest_stamp(envelope: Mapping[str, Any]) -> int | None:
+    """The event was emitted after the newest of its messages was stamped."""
+    bodies = (body.get("data") for body in each_message(envelope))
+    stamps = (_whole_seconds(data.get("messageTimestamp")) for data in bodies if isinstance(data, Mapping))
+    return max((stamp for stamp in stamps if stamp is not None), default=None)
+
+
+def _echo(body: Mapping[str, Any], *, instance_name: str) -> SentEcho | Ignored:
+    data = body.get("data")
+    key = data.get("key") if isinstance(data, Mapping) else None
+    if not isinstance(data, Mapping) or not isinstance(key, Mapping):
+        return Ignored(reason="unreadable_message", event=SENT)
+    key_id, recipient = read_key_id(key.get("id")), key.get("remoteJid")
+    if key_id is None:
+        return Ignored(reason="missing_id", event=SENT)
+    text = read_content(data).text
+    if not text or not isinstance(recipient, str):
+        # A send is recognised by chat and text; media and the like are not ours.
+        return Ignored(reason="unsupported_type", event=SENT)
+    return SentEcho(instance_name=instance_name, key_id=key_id, recipient=recipient, text=text)
 
 
 def _envelope(body: object) -> Mapping[str, Any]:
