@@ -1,8 +1,8 @@
 """A simulated Evolution API 2.3.6: takes what a gateway sends, posts the webhooks a phone would cause, and records it all.
 
 Any number of instances share one simulator, as on the real server. This module is the server's behaviour; its HTTP face is in
-``evolution_routes`` and its wire format in ``evolution_wire``. It can be told to fail (``fail_next``). It knows no WhatsApp: no
-encryption, groups or media.
+``evolution_routes`` and its wire format in ``evolution_wire``. It keeps messages and lets them be searched. It can be told to fail (``fail_next``). It knows no
+WhatsApp: no encryption, groups or media.
 """
 
 import secrets
@@ -25,6 +25,7 @@ from omni.sandbox.evolution_records import (
     SentMessage,
     fault_for,
 )
+from omni.sandbox.evolution_rows import MessageRows
 from omni.sandbox.pacing import Pace, TaskOwner
 from omni.sandbox.phone_events import AgentWrote, PhoneEvent, Ticked, TickState, TurnOpened, Typing, UserWrote
 from omni.sandbox.webhooks import WebhookPost, WebhookPoster, WebhookTarget
@@ -57,6 +58,7 @@ class SimulatedInstance:
         self.target = target
         self.state = "open"
         self.texts_by_key_id: dict[str, str] = {}
+        self.rows = MessageRows()
         self.webhook_row: dict[str, Any] | None = None
 
 
@@ -139,6 +141,7 @@ class SimulatedEvolution:
             addressing=addressing,
             quoted=quoted,
         )
+        instance.rows.add(data, row_id=new_row_id())
         post = await self.emit(instance_name, "messages.upsert", data)
         is_taken = post is not None and post.is_taken
         self._tell(Ticked(key_id=message_id, state="delivered" if is_taken else "failed"))
@@ -156,11 +159,13 @@ class SimulatedEvolution:
         """Post one receipt for a message that was sent."""
         if status in _TICK_OF_STATUS:
             self._tell(Ticked(key_id=key_id, state=_TICK_OF_STATUS[status]))
+        instance = self.instances[instance_name]
+        instance.rows.note_status(key_id, status)
         data = wire.receipt(
             key_id=key_id,
             jid=self.contact.phone_jid,
             status=status,
-            instance_id=self.instances[instance_name].id,
+            instance_id=instance.id,
             row_id=new_row_id(),
         )
         return await self.emit(instance_name, "messages.update", data)
@@ -185,8 +190,13 @@ class SimulatedEvolution:
         self.webhooks.append(post)
         return post
 
-    def accept_text(self, instance: SimulatedInstance, body: Any, *, received_ns: int) -> dict[str, Any]:
-        """Send a checked text to the phone: record it, show it, post ``send.message``, and return the body of the 201."""
+    def accept_text(
+        self, instance: SimulatedInstance, body: Any, *, received_ns: int, is_kept: bool = True
+    ) -> dict[str, Any]:
+        """Send a checked text to the phone: show it, keep it, start posting ``send.message``, and return the body of the 201.
+
+        With ``is_kept`` False the database fails behind the send: no row and, as the real service posts after it kept, no event.
+        """
         key_id = f"3EB0{secrets.token_hex(9).upper()}"
         quoted_id = ((body.get("quoted") or {}).get("key") or {}).get("id")
         message = wire.sent_message(
@@ -213,7 +223,9 @@ class SimulatedEvolution:
         )
         if self.contact.is_at(body["number"]):
             self._tell(AgentWrote(key_id=key_id, text=body["text"], at_ms=self._now_ms()))
-        self.tasks.spawn(self.emit(instance.name, "send.message", message), name="send.message")
+        if is_kept:
+            instance.rows.add(message, row_id=new_row_id())
+            self.tasks.spawn(self.emit(instance.name, "send.message", message), name="send.message")
         return message
 
     async def plan_receipts(self, instance_name: str, key_id: str) -> None:

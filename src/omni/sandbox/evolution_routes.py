@@ -33,6 +33,7 @@ def evolution_app(evolution: SimulatedEvolution) -> Starlette:
             face.route("/message/sendText/{instance}", face.send_text),
             face.route("/chat/sendPresence/{instance}", face.send_presence),
             face.route("/chat/markMessageAsRead/{instance}", face.mark_as_read),
+            face.route("/chat/findMessages/{instance}", face.find_messages),
             face.route("/instance/connectionState/{instance}", face.connection_state, method="GET"),
             face.route("/instance/connect/{instance}", face.connection_state, method="GET"),
             face.route("/webhook/set/{instance}", face.set_webhook),
@@ -86,14 +87,15 @@ class _Face:
             return JSONResponse(wire.not_on_whatsapp(body["number"]), 400)
         fault = evolution.next_fault("sendText")
         if fault is not None and not fault.is_sent:
-            return await self._fail(fault, request)
+            return await self._fail(fault, instance, body, request)
         await evolution.tasks.hold((body.get("delay") or 0) / 1000)
         await evolution.pace.pause(SEND_LATENCY_S)
-        message = evolution.accept_text(instance, body, received_ns=received_ns)
+        is_kept = fault is None or fault.is_kept
+        message = evolution.accept_text(instance, body, received_ns=received_ns, is_kept=is_kept)
         key_id = message["key"]["id"]
         if fault is not None:
             await evolution.plan_receipts(instance.name, key_id)
-            return await self._fail(fault, request)
+            return await self._fail(fault, instance, body, request)
         # Planned only once the answer is written, so that no receipt overtakes it.
         return JSONResponse(message, 201, background=BackgroundTask(evolution.plan_receipts, instance.name, key_id))
 
@@ -104,7 +106,7 @@ class _Face:
             return _error(400, [problems])
         fault = evolution.next_fault("sendPresence")
         if fault is not None:
-            return await self._fail(fault, request)
+            return await self._fail(fault, instance, body, request)
         call = PresenceCall(
             instance_name=instance.name,
             number=body["number"],
@@ -123,7 +125,7 @@ class _Face:
             return _error(400, [problems])
         fault = self._evolution.next_fault("markMessageAsRead")
         if fault is not None:
-            return await self._fail(fault, request)
+            return await self._fail(fault, instance, body, request)
         for key in body["readMessages"]:
             read = ReadCall(
                 instance_name=instance.name,
@@ -134,6 +136,12 @@ class _Face:
             )
             self._evolution.mark_as_read(read)
         return JSONResponse({"message": "Read messages", "read": "success"}, 201)
+
+    async def find_messages(self, instance: SimulatedInstance, body: Any, request: Request) -> Response:
+        fault = self._evolution.next_fault("findMessages")
+        if fault is not None:
+            return await self._fail(fault, instance, body, request)
+        return JSONResponse(instance.rows.find(body))
 
     async def connection_state(self, instance: SimulatedInstance, body: Any, request: Request) -> Response:
         del body, request
@@ -178,7 +186,7 @@ class _Face:
         del body, request
         return JSONResponse(instance.webhook_row)
 
-    async def _fail(self, fault: Fault, request: Request) -> Response:
+    async def _fail(self, fault: Fault, instance: SimulatedInstance, body: Any, request: Request) -> Response:
         if fault.status_code is None:
             end = self._evolution.tasks.spawn(self._evolution.tasks.until_stopped(), name="call without an answer")
             await while_connected(request, end)
@@ -188,7 +196,7 @@ class _Face:
             return CutResponse(b'{"key":{', fault.status_code, media_type="application/json")
         if fault.raw is not None:
             return Response(fault.raw, fault.status_code, headers=fault.headers)
-        return JSONResponse(fault.content, fault.status_code)
+        return JSONResponse(fault.body(instance.name, body), fault.status_code)
 
 
 async def _unknown_route(request: Request) -> Response:

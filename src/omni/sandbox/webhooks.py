@@ -1,11 +1,12 @@
-"""Posts the simulated Evolution's webhooks, with its retry rules in a bounded form.
+"""Posts the simulated Evolution's webhooks by its retry rules.
 
 Evolution takes any 2xx as done, gives up at once on 400, 401, 403, 404 and 422, and tries again after everything else: other
 codes, network errors, timeouts. ``Retry-After`` is ignored. An event keeps its ``date_time`` and its token over all its attempts,
-and one event never waits for another. All that is reproduced here; only the times are shorter and the attempts fewer.
+and one event never waits for another. The times are the real service's, at the sandbox's pace.
 """
 
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -21,16 +22,21 @@ TOKEN_LIFETIME_S = 600
 
 
 class RetryPolicy(Struct, frozen=True, kw_only=True):
-    """How often and when a webhook is posted again. Seconds are lifelike ones; the real service waits 5 s and tries 10 times."""
+    """How often and when a webhook is posted again: the defaults of the real service, which gives up after some 20 minutes.
 
-    attempts: int = 5
-    initial_s: float = 1.0
-    max_s: float = 8.0
+    Waits are lifelike seconds; the timeout is not stretched.
+    """
+
+    attempts: int = 10
+    initial_s: float = 5.0
+    max_s: float = 300.0
+    jitter: float = 0.2
     timeout_s: float = 30.0
 
-    def wait_s(self, failed_attempts: int) -> float:
-        """Seconds before the next attempt, doubling with each failed one."""
-        return float(min(self.initial_s * 2 ** (failed_attempts - 1), self.max_s))
+    def wait_s(self, failed_attempts: int, *, chance: Callable[[], float] = random.random) -> float:
+        """Seconds before the next attempt: doubling, changed by chance up to ``jitter`` either way, never under the first wait."""
+        wait_s = min(self.initial_s * 2 ** (failed_attempts - 1), self.max_s)
+        return float(max(self.initial_s, wait_s * (1 + self.jitter * (2 * chance() - 1))))
 
 
 class WebhookTarget(Struct, frozen=True, kw_only=True):

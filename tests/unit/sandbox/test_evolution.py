@@ -9,7 +9,7 @@ import pytest
 from tests.unit.sandbox.conftest import API_KEY, capture, shape, within
 
 from omni.sandbox.evolution import PlannedReceipt
-from omni.sandbox.webhooks import WebhookTarget
+from omni.sandbox.webhooks import RetryPolicy, WebhookTarget
 
 TEXT = {"number": "5511999990001", "text": "Olá 👋", "linkPreview": False}
 
@@ -209,6 +209,104 @@ async def test_a_cut_answer_breaks_after_the_text_went_out(sandbox, evolution_ca
     assert len(sandbox.evolution.sent) == 1
 
 
+async def test_a_connection_may_break_off_before_anything_was_sent(sandbox, evolution_call):
+    sandbox.evolution.fail_next("cut_unsent")
+
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await evolution_call("/message/sendText/sandbox", TEXT)
+    assert sandbox.evolution.sent == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "name"),
+    [
+        ("not_on_whatsapp", "07_sendText_errors_baileys.json", "send_no_such"),
+        ("text_required", "07_sendText_errors_baileys.json", "send_empty"),
+        ("wrong_shape", "04_errors.json", "send_v1_shape"),
+        ("unauthorized", "04_errors.json", "bad_apikey"),
+        ("method_not_available", "04_errors.json", "presence"),
+    ],
+)
+async def test_every_recorded_refusal_can_be_ordered(sandbox, evolution_call, kind, file, name):
+    recorded = capture(file)[name]
+    sandbox.evolution.fail_next(kind)
+
+    answer = await evolution_call("/message/sendText/sandbox", {"number": "5511900009999", "text": "hi"})
+
+    assert answer == (recorded["status"], recorded["response"])
+
+
+async def test_an_instance_can_be_forgotten_for_one_call(sandbox, evolution_call):
+    sandbox.evolution.fail_next("unknown_instance")
+
+    status, body = await evolution_call("/message/sendText/sandbox", TEXT)
+
+    assert (status, body["response"]) == (404, {"message": ['The "sandbox" instance does not exist']})
+
+
+async def test_a_kept_message_is_found_in_the_recorded_shape(sandbox, evolution_call):
+    recorded = capture("18_global_plus_local_and_websocket.json")["findMessages"]
+    _, sent = await evolution_call("/message/sendText/sandbox", TEXT)
+    await settled(sandbox)
+    await evolution_call("/message/sendText/sandbox", TEXT)
+
+    status, body = await evolution_call("/chat/findMessages/sandbox", {"where": {"key": {"id": sent["key"]["id"]}}})
+
+    assert status == recorded["status"]
+    assert shape(body) == shape(recorded["response"])
+    [row] = body["messages"]["records"]
+    assert (row["key"], row["message"]) == (sent["key"], sent["message"])
+    assert [update["status"] for update in row["MessageUpdate"]] == ["DELIVERY_ACK", "READ"]
+
+
+async def test_kept_messages_come_in_pages_newest_first(sandbox, evolution_call):
+    await sandbox.evolution.user_writes("sandbox", "oi", sent_at_s=1)
+    for number in range(5):
+        await evolution_call("/message/sendText/sandbox", TEXT | {"text": f"texto {number}"})
+
+    async def find(**query):
+        _, body = await evolution_call("/chat/findMessages/sandbox", query)
+        found = body["messages"]
+        texts = [row["message"]["conversation"] for row in found["records"]]
+        return texts, found["total"], found["pages"], found["currentPage"]
+
+    ours = {"key": {"fromMe": True}}
+    assert await find(where=ours, offset=2, page=1) == (["texto 4", "texto 3"], 5, 3, 1)
+    assert await find(where=ours, offset=2, page=3) == (["texto 0"], 5, 3, 3)
+    assert (await find())[0][-1] == "oi"
+    assert await find(where={"key": {"remoteJid": "5511999990009@s.whatsapp.net"}}) == ([], 0, 0, 1)
+    early = {"gte": "1970-01-01T00:00:00Z", "lte": "1970-01-01T00:01:00Z"}
+    assert await find(where={"messageTimestamp": early}) == (["oi"], 1, 1, 1)
+
+
+async def test_an_evolution_that_saves_nothing_finds_nothing(sandbox, evolution_call):
+    sandbox.evolution.instances["sandbox"].rows.keeps = False
+    await evolution_call("/message/sendText/sandbox", TEXT)
+
+    _, body = await evolution_call("/chat/findMessages/sandbox", {"where": {}})
+
+    assert body == {"messages": {"total": 0, "pages": 0, "currentPage": 1, "records": []}}
+
+
+async def test_a_database_that_fails_behind_the_send_leaves_neither_row_nor_event(sandbox, receiver, evolution_call):
+    sandbox.evolution.fail_next("not_kept")
+
+    status, body = await evolution_call("/message/sendText/sandbox", TEXT)
+    await settled(sandbox)
+    _, found = await evolution_call("/chat/findMessages/sandbox", {})
+
+    assert (status, "Prisma" in body["response"]["message"][0]) == (400, True)
+    assert len(sandbox.evolution.sent) == 1
+    assert (found["messages"]["total"], receiver.of("send.message")) == (0, [])
+
+
+async def test_a_search_can_be_made_to_fail(sandbox, evolution_call):
+    sandbox.evolution.fail_next("server_error", call="findMessages")
+
+    assert (await evolution_call("/chat/findMessages/sandbox", {}))[0] == 500
+    assert (await evolution_call("/chat/findMessages/sandbox", {}))[0] == 200
+
+
 async def test_presence_answers_only_after_its_delay(sandbox, evolution_call):
     body = {"number": "5511999990001", "presence": "composing", "delay": 120}
 
@@ -309,6 +407,26 @@ async def test_webhooks_are_tried_again_unless_refused_for_good(sandbox, receive
     assert (post.attempts, post.status_code, post.is_taken) == (attempts, status, is_taken)
     assert len({body["date_time"] for body in receiver.bodies}) == 1
     assert len(receiver.bodies) == attempts
+
+
+def test_webhooks_are_tried_again_when_the_real_service_does_it():
+    """5 s, doubling, up to 300 s, a fifth more or less by chance and never under 5 s; ten attempts."""
+    policy = RetryPolicy()
+    assert policy.attempts == 10
+    assert [policy.wait_s(failed, chance=lambda: 0.5) for failed in range(1, 10)] == [
+        5, 10, 20, 40, 80, 160, 300, 300, 300,
+    ]  # fmt: skip
+    assert [policy.wait_s(failed, chance=lambda: 0.0) for failed in (1, 2)] == [5.0, 8.0]
+    assert [policy.wait_s(failed, chance=lambda: 1.0) for failed in (1, 2)] == [6.0, 12.0]
+
+
+async def test_a_gateway_that_cannot_store_gets_the_same_event_again(sandbox, receiver):
+    receiver.answers.extend([503, 503])
+
+    post = await sandbox.evolution.user_writes("sandbox", "oi")
+
+    assert (post.attempts, post.is_taken) == (3, True)
+    assert receiver.bodies[0] == receiver.bodies[1] == receiver.bodies[2]
 
 
 async def test_a_receiver_that_is_away_is_tried_again_and_given_up(sandbox):

@@ -35,7 +35,7 @@ class Bench:
         self.instance = instance
         self.channel = RecordingChannel()
         self.outcomes: list[MessageOutcome] = []
-        self.delivery = Delivery(self.channel, clock=clock, settings=settings, sleep=clock.sleep)
+        self.delivery = Delivery(self.channel, clock=clock, settings=settings, sleep=clock.sleep, jitter=lambda: 0.0)
 
     def open(self, chat=MARIA, instance=None):
         return self.delivery.open_answer(
@@ -183,6 +183,46 @@ async def test_a_passing_failure_is_tried_again_with_doubling_waits_and_later_me
     assert outcomes[1].started_ns == 2000 * NS_PER_MS
 
 
+@pytest.mark.parametrize(("chance", "at_ms"), [(0.0, [500, 1500]), (0.5, [750, 2250]), (0.999, [999.5, 2998.5])])
+async def test_chance_adds_up_to_as_much_again_to_a_wait(bench, clock, settings, chance, at_ms):
+    """So that chats which failed together do not come back together, and none comes back before its time."""
+    ended = []
+
+    class Timed(RecordingChannel):
+        async def send_text(self, instance, message):
+            ended.append(clock.mono_ns() / NS_PER_MS)
+            return await super().send_text(instance, message)
+
+    channel = Timed()
+    channel.answers = [BUSY, BUSY]
+    bench.delivery = Delivery(channel, clock=clock, settings=settings, sleep=clock.sleep, jitter=lambda: chance)
+    await bench.deliver("a")
+    assert ended == [0, *at_ms]
+
+
+async def test_waits_stop_growing_at_the_cap(bench, clock):
+    knobs = Settings(_env_file=None, send_attempts=6, send_retry_ms=500, send_retry_max_ms=1_200)
+    bench.delivery = Delivery(bench.channel, clock=clock, settings=knobs, sleep=clock.sleep, jitter=lambda: 0.0)
+    bench.channel.answers = [BUSY] * 6
+    (outcome,) = await bench.deliver("a")
+    assert (outcome.attempts, outcome.ended_ns) == (6, (500 + 1_000 + 3 * 1_200) * NS_PER_MS)
+
+
+async def test_waits_differ_from_one_another_unless_told_otherwise(clock, instance):
+    """The shipped chance is real: sixteen failed chats come back at sixteen moments."""
+    knobs = Settings(_env_file=None, send_attempts=2)
+    moments = set()
+    for _ in range(16):
+        bench = Bench(FakeClock(mono_ns=0), knobs, instance)
+        bench.delivery = Delivery(bench.channel, clock=bench.clock, settings=knobs, sleep=bench.clock.sleep)
+        bench.channel.answers = [BUSY]
+        (outcome,) = await bench.deliver("a")
+        moments.add(outcome.ended_ns)
+        await bench.delivery.aclose(0)
+    assert len(moments) > 1
+    assert all(500 * NS_PER_MS <= moment <= 1_000 * NS_PER_MS for moment in moments)
+
+
 async def test_a_server_that_asks_for_patience_gets_it(bench):
     bench.channel.answers = [SendResult(is_accepted=False, error_kind="transient", retry_after_s=7.0)]
     (outcome,) = await bench.deliver("a")
@@ -226,7 +266,8 @@ async def test_a_failure_for_good_ends_its_answer_and_no_other(bench):
     ]
 
 
-async def test_a_message_that_may_have_gone_out_is_never_sent_again_and_the_rest_follows(bench):
+async def test_a_message_that_may_have_gone_out_is_not_sent_again_while_nobody_can_tell_and_the_rest_follows(bench):
+    """The rest waits for the channel's own word (5 s), then for two searches (1 s apart)."""
     bench.channel.answers = [SILENT]
     outcomes = await bench.deliver("a\n\nb")
     assert bench.channel.texts == ["a", "b"]
@@ -234,7 +275,7 @@ async def test_a_message_that_may_have_gone_out_is_never_sent_again_and_the_rest
         ("failed", 1, "ambiguous"),
         ("accepted", 1, None),
     ]
-    assert bench.started_ms() == [0, 500]
+    assert bench.started_ms() == [0, 6500]
 
 
 async def test_a_channel_that_raises_fails_one_message_and_is_logged_by_type(bench, caplog):
@@ -396,6 +437,20 @@ async def test_a_message_is_told_once_whatever_happens(bench):
     answer.finish()
     await bench.delivery.aclose(0)
     assert bench.told() == [(0, "failed", 1), (1, "not_sent", 0)]
+
+
+async def test_the_text_of_an_abandoned_answer_is_all_told_as_not_sent(bench):
+    """Also what the splitter still held: text generated is text sent and text explicitly not sent."""
+    answer = bench.open()
+    answer.abandon()
+    for index, text in enumerate(["um", "\n\ndois\n", "tr", "ês"]):
+        answer.feed(text, index)
+    answer.finish()
+    told = await asyncio.wait_for(answer.wait_done(), WAIT_S)
+    assert [(each.status, each.message.text, each.message.start, each.message.end) for each in told] == [
+        ("not_sent", "um", 0, 4),
+        ("not_sent", "dois\ntrês", 4, 13),
+    ]
 
 
 @given(st.lists(st.text(alphabet="ab \n", max_size=9), max_size=30))

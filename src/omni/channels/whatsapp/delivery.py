@@ -1,11 +1,11 @@
 """Delivers growing answers: text goes in chunk by chunk, WhatsApp messages come out in order, each with its outcome.
 
-Between the streamer and the channel. ``AnswerDelivery.feed`` never waits: it splits, queues and returns, so that reading the agent is
-never held up by sending. Each chat has its own lane; a chat that is stuck holds up nobody else. A failure for good ends the
-answer it belongs to, and only that one.
+Between the streamer and the channel. ``answer_delivery`` is one answer, ``lanes`` one chat; this is all of them. Each chat has its own
+lane; a chat that is stuck holds up nobody else. A failure for good ends the answer it belongs to, and only that one. Every
+message is in the ledger before it is sent, and a process that comes after one that died goes on where that one stopped.
 
 What if a queue is full? It cannot be: a lane takes what it is given. What waits in it is text of an answer that is held in memory
-anyway, once more, plus some 400 bytes per message of up to ``message_max_chars``; the number of answers is bounded by
+anyway, once more, plus some 1,000 bytes per message of up to ``message_max_chars``; the number of answers is bounded by
 the inbox, their length by the agent. Dropping or refusing a message would lose text for no memory worth having.
 
 Runs on event loops only. Each loop has its own lanes: a script may run several, one after the other or in threads.
@@ -13,37 +13,63 @@ Runs on event loops only. Each loop has its own lanes: a script may run several,
 
 import asyncio
 import logging
-from array import array
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+import random
+from collections.abc import Sequence
 from functools import partial
+from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 from omni.channels.whatsapp.addresses import conversation_key, parse_address
-from omni.channels.whatsapp.lanes import STOPPED, Lane, Sending, Sleep
-from omni.channels.whatsapp.splitter import ParagraphSplitter, Piece
+from omni.channels.whatsapp.answer_delivery import AnswerDelivery, OnOutcome
+from omni.channels.whatsapp.lanes import Lane, LaneParts
+from omni.channels.whatsapp.outbox import AnswerIdentity, Outbox
+from omni.channels.whatsapp.patience import Backoff, Jitter, Sleep
+from omni.channels.whatsapp.reconcile import Reconciler
+from omni.channels.whatsapp.sending import Sending
 from omni.clock import Clock
-from omni.errors import DeliveryError
 from omni.faults import fault_facts
-from omni.model import InstanceConfig, MessageOutcome, OutboundMessage
-from omni.ports import Channel
+from omni.model import InstanceConfig, MessageOutcome, SentEcho
+from omni.ports import Channel, Ledger
+from omni.records import OutboxRecord
 from omni.settings import Settings
 
-log = logging.getLogger(__name__)
+__all__ = ["AnswerDelivery", "Delivery", "OnOutcome"]
 
-OnOutcome = Callable[[MessageOutcome], None]
+log = logging.getLogger(__name__)
 
 _Lanes = dict[tuple[str, str], Lane]
 
 
 class Delivery:
-    """All lanes of one channel. Close it with ``aclose``."""
+    """All lanes of one channel. Close it with ``aclose``.
 
-    def __init__(self, channel: Channel, *, clock: Clock, settings: Settings, sleep: Sleep = asyncio.sleep) -> None:
-        self._channel = channel
+    Without a ``ledger`` nothing is written down. ``jitter`` gives the chance in the pauses between attempts.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        *,
+        clock: Clock,
+        settings: Settings,
+        ledger: Ledger | None = None,
+        sleep: Sleep = asyncio.sleep,
+        jitter: Jitter = random.random,
+    ) -> None:
         self._clock = clock
         self._settings = settings
-        self._sleep = sleep
+        self._outbox = Outbox(ledger, clock=clock, settings=settings, sleep=sleep)
+        backoff = Backoff(settings, jitter=jitter)
+        self._reconciler = Reconciler(clock=clock, settings=settings, sleep=sleep, backoff=backoff)
+        self._lane_parts = LaneParts(
+            channel=channel,
+            outbox=self._outbox,
+            reconciler=self._reconciler,
+            backoff=backoff,
+            clock=clock,
+            settings=settings,
+            sleep=sleep,
+        )
         self._lanes_by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, _Lanes] = WeakKeyDictionary()
         self._num_unsettled = 0
         self._settled = asyncio.Event()
@@ -60,24 +86,86 @@ class Delivery:
         """How many messages have no final outcome yet."""
         return self._num_unsettled
 
+    @property
+    def num_unledgered(self) -> int:
+        """How many messages were sent before the ledger had them, because it did not take them in time."""
+        return self._outbox.num_unledgered
+
     def open_answer(
-        self, instance: InstanceConfig, recipient: str, *, chat_key: str, on_outcome: OnOutcome
-    ) -> "AnswerDelivery":
-        """Begin the delivery of one answer. ``on_outcome`` is called on the event loop, once per message, with its final outcome."""
+        self,
+        instance: InstanceConfig,
+        recipient: str,
+        *,
+        chat_key: str,
+        on_outcome: OnOutcome,
+        answer_id: str | None = None,
+        trace_id: str | None = None,
+    ) -> AnswerDelivery:
+        """Begin the delivery of one answer. ``on_outcome`` is called on the event loop, once per message, with its final outcome.
+
+        ``answer_id`` names the answer in the ledger and must be no other answer's; without one it gets one.
+        """
+        return self.resume_answer(
+            instance,
+            recipient,
+            chat_key=chat_key,
+            on_outcome=on_outcome,
+            records=(),
+            answer_id=answer_id or trace_id or uuid4().hex,
+            trace_id=trace_id,
+        )
+
+    def open_text(
+        self, instance: InstanceConfig, recipient: str, *, answer_id: str | None = None, trace_id: str | None = None
+    ) -> AnswerDelivery:
+        """Begin the delivery of a text that answers nobody, in the lane of the recipient's chat."""
+        address = parse_address(recipient)
+        return self.open_answer(
+            instance,
+            recipient,
+            chat_key=recipient if address is None else conversation_key(address, [address]),
+            on_outcome=lambda _: None,
+            answer_id=answer_id,
+            trace_id=trace_id,
+        )
+
+    def resume_answer(
+        self,
+        instance: InstanceConfig,
+        recipient: str,
+        *,
+        chat_key: str,
+        on_outcome: OnOutcome,
+        records: Sequence[OutboxRecord],
+        answer_id: str,
+        trace_id: str | None,
+    ) -> AnswerDelivery:
+        """Go on with an answer an earlier process began, from all its ``records``.
+
+        Messages with a final state stay as they are and are not told to ``on_outcome``. One that was being sent is looked for before
+        anything else of the answer is sent; those that were queued are sent, unless the answer had been given up. Feed it from its
+        ``resumes_at`` on, or all that was received with ``feed_rest``; it may take a notice; then finish it as any other.
+        """
+        for record in records:
+            if record.key_id is not None:
+                self._reconciler.note_key(record.instance_name, record.key_id)
         return AnswerDelivery(
             instance,
             recipient,
+            identity=AnswerIdentity(
+                answer_id=answer_id, trace_id=trace_id, instance_name=instance.name, chat_key=chat_key
+            ),
+            records=records,
+            outbox=self._outbox,
             clock=self._clock,
             max_chars=self._settings.message_max_chars,
             put=partial(self._put, (instance.name, chat_key)),
             on_outcome=partial(self._note_outcome, on_outcome),
         )
 
-    def open_text(self, instance: InstanceConfig, recipient: str) -> "AnswerDelivery":
-        """Begin the delivery of a text that answers nobody, in the lane of the recipient's chat."""
-        address = parse_address(recipient)
-        chat_key = recipient if address is None else conversation_key(address, [address])
-        return self.open_answer(instance, recipient, chat_key=chat_key, on_outcome=lambda _: None)
+    def note_echo(self, echo: SentEcho) -> None:
+        """Take the channel's own word that it sent a message. Call it on the event loop that sends; never blocks, never raises."""
+        self._reconciler.note_echo(echo)
 
     async def aclose(self, deadline_s: float) -> None:
         """Take no more messages, give the waiting ones ``deadline_s`` seconds, then cancel; the rest are settled as not sent."""
@@ -92,20 +180,16 @@ class Delivery:
     def _put(self, key: tuple[str, str], sending: Sending) -> None:
         self._num_unsettled += 1
         self._settled.clear()
-        reason = STOPPED if self._is_closing else sending.answer.given_up_because
-        if reason is not None:
-            sending.answer.settle(sending.not_sent(reason))
+        if self._is_closing:
+            sending.answer.settle(sending.cut_off(at_ns=self._clock.mono_ns()))
+            return
+        if sending.answer.given_up_because is not None and not sending.is_started:
+            sending.answer.settle(sending.not_sent(sending.answer.given_up_because))
             return
         lanes = self._lanes_by_loop.setdefault(asyncio.get_running_loop(), {})
         lane = lanes.get(key)
         if lane is None:
-            lane = lanes[key] = Lane(
-                self._channel,
-                clock=self._clock,
-                settings=self._settings,
-                sleep=self._sleep,
-                on_idle=partial(lanes.pop, key, None),
-            )
+            lane = lanes[key] = Lane(self._lane_parts, on_idle=partial(lanes.pop, key, None))
         lane.put(sending)
 
     def _note_outcome(self, on_outcome: OnOutcome, outcome: MessageOutcome) -> None:
@@ -116,145 +200,3 @@ class Delivery:
             on_outcome(outcome)
         except Exception as exc:  # noqa: BLE001 - a listener's fault must not stop the chat's next message
             log.error("outcome_listener_raised", extra=fault_facts(exc))  # noqa: TRY400 - a traceback could hold text
-
-
-class AnswerDelivery:
-    """The delivery of one answer, made by ``Delivery.open_answer``. Feed it, finish it, then wait until it is done.
-
-    Outcomes come in the order of the messages; those of an answer that is given up come at once, before that of a message
-    which is still being sent.
-    """
-
-    def __init__(
-        self,
-        instance: InstanceConfig,
-        recipient: str,
-        *,
-        clock: Clock,
-        max_chars: int,
-        put: Callable[[Sending], None],
-        on_outcome: OnOutcome,
-    ) -> None:
-        self.instance = instance
-        self.given_up_because: str | None = None
-        self._recipient = recipient
-        self._clock = clock
-        self._put = put
-        self._on_outcome = on_outcome
-        self._splitter = ParagraphSplitter(max_chars, splits_paragraphs=instance.enable_auto_split)
-        self._chunks = _ChunkMap()
-        self._unsettled: dict[int, Sending] = {}
-        self._outcomes: list[MessageOutcome | None] = []
-        self._is_text_over = False
-        self._is_finished = False
-        self._done = asyncio.Event()
-
-    @property
-    def num_messages(self) -> int:
-        """How many messages the answer has so far, notices included."""
-        return len(self._outcomes)
-
-    def feed(self, text: str, chunk_index: int) -> None:
-        """Take the next chunk; queues the messages it completes. Never blocks. DeliveryError once the text is over."""
-        if self._is_text_over:
-            raise DeliveryError("The answer's text is over; no chunk can follow.")
-        self._chunks.add(len(text), chunk_index)
-        for piece in self._splitter.feed(text):
-            self._queue_piece(piece)
-
-    def notice(self, text: str) -> None:
-        """Queue one message behind the answer's text, which is over with it. DeliveryError once the answer is finished."""
-        if self._is_finished:
-            raise DeliveryError("The answer is finished; no notice can follow.")
-        self._flush()
-        end = self._chunks.total_chars
-        self._queue(OutboundMessage(index=self.num_messages, recipient=self._recipient, text=text, start=end, end=end))
-
-    def finish(self) -> None:
-        """Queue what is left of the text; nothing can follow. Safe to call again."""
-        self._flush()
-        self._is_finished = True
-        self._note_done()
-
-    def abandon(self) -> None:
-        """Give the answer up: messages not yet started become not_sent, those still to come as well. Finish it nevertheless."""
-        self._give_up("the answer was abandoned")
-
-    def snapshot(self) -> tuple[MessageOutcome, ...]:
-        """What is known of each message now, in order; one that has no final outcome yet is ``pending``."""
-        return tuple(
-            outcome if outcome is not None else self._unsettled[index].pending()
-            for index, outcome in enumerate(self._outcomes)
-        )
-
-    async def wait_done(self) -> tuple[MessageOutcome, ...]:
-        """All outcomes in order, once the answer is finished and each message has one. Waits for ever if it is never finished."""
-        await self._done.wait()
-        return tuple(outcome for outcome in self._outcomes if outcome is not None)
-
-    def settle(self, outcome: MessageOutcome) -> None:
-        """Take a message's final outcome from its lane. Never raises."""
-        index = outcome.message.index
-        self._outcomes[index] = outcome
-        self._unsettled.pop(index, None)
-        self._on_outcome(outcome)
-        if outcome.status == "failed" and outcome.error_kind != "ambiguous":
-            # An ambiguous message may well have arrived; a reader with the rest of the answer is better off than one without.
-            self._give_up("an earlier message of the answer failed")
-        self._note_done()
-
-    def _flush(self) -> None:
-        if not self._is_text_over:
-            self._is_text_over = True
-            for piece in self._splitter.finish():
-                self._queue_piece(piece)
-
-    def _queue_piece(self, piece: Piece) -> None:
-        first_chunk, last_chunk = self._chunks.chunks_of(piece.start, piece.end)
-        self._queue(
-            OutboundMessage(
-                index=self.num_messages,
-                recipient=self._recipient,
-                text=piece.text,
-                start=piece.start,
-                end=piece.end,
-                first_chunk=first_chunk,
-                last_chunk=last_chunk,
-            )
-        )
-
-    def _queue(self, message: OutboundMessage) -> None:
-        sending = Sending(answer=self, message=message, queued_ns=self._clock.mono_ns())
-        self._outcomes.append(None)
-        self._unsettled[message.index] = sending
-        self._put(sending)
-
-    def _give_up(self, reason: str) -> None:
-        if self.given_up_because is not None:
-            return
-        self.given_up_because = reason
-        for sending in [each for each in self._unsettled.values() if not each.is_started]:
-            self.settle(sending.not_sent(reason))
-
-    def _note_done(self) -> None:
-        if self._is_finished and not self._unsettled:
-            self._done.set()
-
-
-class _ChunkMap:
-    """Which chunk each character of the answer came from: 16 bytes per chunk that has any."""
-
-    def __init__(self) -> None:
-        self._ends = array("q")
-        self._indexes = array("q")
-        self.total_chars = 0
-
-    def add(self, num_chars: int, chunk_index: int) -> None:
-        if num_chars:
-            self.total_chars += num_chars
-            self._ends.append(self.total_chars)
-            self._indexes.append(chunk_index)
-
-    def chunks_of(self, start: int, end: int) -> tuple[int, int]:
-        """The first and the last chunk that have a part in the characters ``[start, end)``."""
-        return self._indexes[bisect_right(self._ends, start)], self._indexes[bisect_left(self._ends, end)]

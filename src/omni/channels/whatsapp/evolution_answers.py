@@ -5,7 +5,7 @@ socket are all 400, and only the last of them is worth another attempt. So the w
 them: they can hold the number and the text.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -16,12 +16,17 @@ _BY_STATUS: dict[int, tuple[SendErrorKind, str]] = {
     401: ("unauthorized", "Evolution refused the key"),
     403: ("unauthorized", "Evolution refused the key"),
     404: ("unknown_instance", "Evolution does not know the instance or the route"),
-    # A proxy gave up waiting after it had passed the request on: nobody knows what became of it.
+    # A proxy lost Evolution, or gave up waiting for it, after it may have passed the request on.
+    502: ("ambiguous", "a gateway had no answer from Evolution"),
     504: ("ambiguous", "a gateway gave up waiting for Evolution"),
 }
 
 _NO_SOCKET: tuple[SendErrorKind, str] = ("transient", "Evolution has no connection to WhatsApp")
 _WRONG_SHAPE: tuple[SendErrorKind, str] = ("rejected", "Evolution does not take a request of this shape")
+
+# Evolution notes down what it has sent before it answers, and when its database fails there, it answers 400 with the database's words:
+# the message went out, and no search will find it. They come first, for they can hold any of the words below.
+_DATABASE_WORDS = "prisma"
 
 # The first of these found decides. The passing ones are Baileys' words for a socket that is gone or a server that asks for
 # patience; the last of them is Evolution's for a socket that was never there.
@@ -39,7 +44,7 @@ _BY_WORDS: tuple[tuple[str, tuple[SendErrorKind, str]], ...] = (
     ("instance.", _WRONG_SHAPE),
 )
 
-_PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503})
+_PASSING_STATUSES = frozenset({408, 425, 429, 500, 503})
 
 
 def read_send_answer(status: int, body: bytes, *, retry_after: str | None = None) -> SendResult:
@@ -51,7 +56,17 @@ def read_send_answer(status: int, body: bytes, *, retry_after: str | None = None
     key_id = _key_id(answer)
     if status == 201 or (200 <= status < 300 and key_id is not None):
         return SendResult(is_accepted=True, status_code=status, key_id=key_id)
-    kind, error = _classify(status, answer)
+    said = list(_flat(_said(answer)))
+    words = " ".join(part for part in said if isinstance(part, str)).lower()
+    if _DATABASE_WORDS in words:
+        return SendResult(
+            is_accepted=False,
+            status_code=status,
+            error_kind="ambiguous",
+            error="Evolution's database failed around the send",
+            is_searchable=False,
+        )
+    kind, error = _classify(status, said, words)
     return SendResult(
         is_accepted=False,
         status_code=status,
@@ -61,15 +76,13 @@ def read_send_answer(status: int, body: bytes, *, retry_after: str | None = None
     )
 
 
-def _classify(status: int, answer: object) -> tuple[SendErrorKind, str]:
+def _classify(status: int, said: Sequence[object], words: str) -> tuple[SendErrorKind, str]:
     if status in _BY_STATUS:
         return _BY_STATUS[status]
     if 200 <= status < 300:
         return "ambiguous", f"answer {status} does not say whether the message was sent"
-    said = list(_flat(_said(answer)))
     if any(isinstance(part, Mapping) and part.get("exists") is False for part in said):
         return "not_on_whatsapp", "the number is not on WhatsApp"
-    words = " ".join(part for part in said if isinstance(part, str)).lower()
     for known, verdict in _BY_WORDS:
         if known in words:
             return verdict
