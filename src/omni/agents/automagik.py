@@ -48,7 +48,7 @@ class AutomagikClient:
         arrival = _Arrival()
         failure: AgentError | None = None
         try:
-            async with asyncio.timeout(request.timeout_s):
+            async with asyncio.timeout(request.timeout_s - request.waited_s):
                 await self._exchange(request, body, arrival)
         except TimeoutError as exc:
             failure = silence_error("first_token", request.timeout_s)

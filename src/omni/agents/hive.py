@@ -51,7 +51,7 @@ class HiveClient:
         AgentFailed, AgentTimeout and AgentProtocolError; RequestWritten comes before the error if the request was sent.
         """
         loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + request.timeout_s
+        deadline_s = loop.time() + request.timeout_s - request.waited_s
         form = StampedForm(run_fields(request), self._clock)
         try:
             response = await self._open(request, form, deadline_s=deadline_s)

@@ -60,7 +60,10 @@ class MessageRouter:
         return self._require_parts().streamer.get_streaming_analytics()
 
     async def answer_turn(self, turn: Turn) -> bool:
-        """Answer one turn of the inbox in the instance's mode and deliver it; True when all of it was accepted."""
+        """Answer one turn of the inbox in the instance's mode and deliver it; True when all of it was accepted.
+
+        The turn's ``on_delivering`` is called when its agent is no longer needed, ``on_closed`` when nothing is left to do.
+        """
         parts = self._require_parts()
         async with parts.online():
             try:
@@ -73,8 +76,10 @@ class MessageRouter:
                     stream=self.should_use_streaming(turn.instance),
                 )
             except SettingsError as exc:
-                return await parts.streamer.refuse(turn, exc)
-            return await parts.streamer.answer(question, backend, turn.trace)
+                return await parts.streamer.refuse(turn, exc, on_closed=turn.on_closed)
+            return await parts.streamer.answer(
+                question, backend, turn.trace, on_delivering=turn.on_delivering, on_closed=turn.on_closed
+            )
 
     async def route_message_smart(
         self,

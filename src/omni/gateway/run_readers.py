@@ -1,7 +1,7 @@
 """Puts the events of one run on its trace, and its text into its delivery.
 
 Two readers, one per way of asking: a streamed run has chunks and moments of its own, a whole answer is one response. Neither waits for
-anything; ``hive_streamer`` feeds them.
+anything; ``agent_run`` feeds them. Both remember the run's id, by which its server can be told to stop it.
 """
 
 from typing import Any
@@ -20,6 +20,7 @@ from omni.model import (
     RunStarted,
     TextDelta,
     ToolCall,
+    UpstreamCancel,
     Usage,
 )
 from omni.tracing.streaming_trace_context import StreamingTraceContext
@@ -49,7 +50,13 @@ class StreamReader:
         self._texts: list[str] = []
         self._has_event = False
         self._has_token = False
+        self.run_id: str | None = None
         self.end: AgentEnd | None = None
+
+    @property
+    def has_text(self) -> bool:
+        """Whether anything came so far that is to be seen."""
+        return self._has_token
 
     def take(self, event: AgentEvent) -> None:
         """Take the run's next event. Never blocks; ``end`` is set by the last one."""
@@ -74,6 +81,7 @@ class StreamReader:
                 trace.mark_first_byte(event.mono_ns)
             case RunStarted():
                 self._note_event(event.mono_ns)
+                self.run_id = event.run_id
                 trace.update_session_info(agent_session_id=event.session_id)
             case ToolCall():
                 self._note_event(event.mono_ns)
@@ -92,13 +100,22 @@ class StreamReader:
         at_ns: int,
         usage: Usage | None = None,
         error_type: str | None = None,
+        upstream_cancel: UpstreamCancel | None = None,
     ) -> AgentEnd:
         """Close the stream on the trace as failed, with what arrived until ``at_ns``."""
         stage = error.stage if isinstance(error, AgentError) else "streaming_error"
+        text = "".join(self._texts)
         self._trace.log_streaming_error(
-            error, stage, ending=ending, error_type=error_type or ending, usage=usage, at_ns=at_ns
+            error,
+            stage,
+            ending=ending,
+            error_type=error_type or ending,
+            usage=usage,
+            content=text,
+            upstream_cancel=upstream_cancel,
+            at_ns=at_ns,
         )
-        self.end = AgentEnd(ending=ending, text="".join(self._texts), error_message=str(error), error_stage=stage)
+        self.end = AgentEnd(ending=ending, text=text, error_message=str(error), error_stage=stage)
         return self.end
 
     def _note_event(self, at_ns: int) -> None:
@@ -114,7 +131,7 @@ class StreamReader:
             if event.content is not None:
                 data["terminal_content_equals_chunks"] = event.content == text
             self._trace.log_streaming_complete(text, data, usage=event.usage, at_ns=event.mono_ns)
-            self.end = AgentEnd(ending="completed", text="".join(self._texts))
+            self.end = AgentEnd(ending="completed", text=text)
         else:
             self.fail(
                 _cause_of(event),
@@ -135,7 +152,13 @@ class ReplyReader:
         self._trace = trace
         self._answer = answer
         self._texts: list[str] = []
+        self.run_id: str | None = None
         self.end: AgentEnd | None = None
+
+    @property
+    def has_text(self) -> bool:
+        """Whether anything came so far that is to be seen."""
+        return any(text.strip() for text in self._texts)
 
     def take(self, event: AgentEvent) -> None:
         """Take the run's next event. Never blocks; ``end`` is set by the last one."""
@@ -145,6 +168,7 @@ class ReplyReader:
             case FirstByte():
                 self._trace.mark_first_byte(event.mono_ns)
             case RunStarted():
+                self.run_id = event.run_id
                 self._trace.update_session_info(agent_session_id=event.session_id)
             case TextDelta():
                 if self._answer is not None:
@@ -157,12 +181,26 @@ class ReplyReader:
             case _:
                 pass
 
-    def fail(self, error: AgentError | str, *, ending: Ending, at_ns: int, usage: Usage | None = None) -> AgentEnd:
+    def fail(
+        self,
+        error: AgentError | str,
+        *,
+        ending: Ending,
+        at_ns: int,
+        usage: Usage | None = None,
+        upstream_cancel: UpstreamCancel | None = None,
+    ) -> AgentEnd:
         """Put the failure on the trace as the agent's response, with what arrived until ``at_ns``."""
         stage = whole_stage(error)
         status = error.status_code if isinstance(error, AgentError) else None
         detail = error.detail if isinstance(error, AgentError) else None
-        payload = {"success": False, "ending": ending, "error": str(error), "detail": detail}
+        payload = {
+            "success": False,
+            "ending": ending,
+            "error": str(error),
+            "detail": detail,
+            "upstream_cancel": upstream_cancel,
+        }
         self._respond(payload, usage=usage, status_code=status, at_ns=at_ns)
         self.end = AgentEnd(ending=ending, text="".join(self._texts), error_message=str(error), error_stage=stage)
         return self.end

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from omni.gateway.notices import MAX_NOTICE_CHARS, Language, NoticeKind
 from omni.model import DEFAULT_AGENT_TIMEOUT_S
 from omni.web.errors import input_refused
 from omni.web.masks import is_masked, shown
@@ -62,15 +63,25 @@ def _checked_agent_key(key: str) -> str:
     return key if key == "" else _checked_key(key)
 
 
+def _checked_notice(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be blank")
+    return text
+
+
 Url = Annotated[str, AfterValidator(_checked_url)]
 Key = Annotated[str, AfterValidator(_checked_key)]
 AgentKey = Annotated[str, AfterValidator(_checked_agent_key)]
 TimeoutSeconds = Annotated[int, Field(ge=1, le=3600)]
 SpacingMs = Annotated[int, Field(ge=0, le=60_000)]
+NoticeText = Annotated[str, Field(max_length=MAX_NOTICE_CHARS), AfterValidator(_checked_notice)]
+NoticeTexts = dict[NoticeKind, NoticeText]
 
 _ABOUT_TIMEOUT = "Seconds the agent may stay silent, before its first text and inside a stream."
 _ABOUT_SPACING = "Milliseconds between two messages to one chat; null takes the server's setting."
 _ABOUT_SPLIT = "Whether a text sent by request is split at blank lines when the request does not say."
+_ABOUT_LANGUAGE = "Language of the notices its users get; null takes the server's setting."
+_ABOUT_NOTICES = "Its own texts for notices, by kind; a kind that is missing keeps the text that is shipped."
 _ABOUT_AUTH = "Whether webhooks without a key or token are refused."
 _ABOUT_SECRET = "The `jwt_key` Evolution signs its webhooks with."  # noqa: S105 a description
 
@@ -102,6 +113,8 @@ class InstanceForm(BaseModel):
     requires_webhook_auth: bool = Field(False, description=_ABOUT_AUTH)
     answers_groups: bool = Field(False, description="Whether messages in groups are answered.")
     message_spacing_ms: SpacingMs | None = Field(None, description=_ABOUT_SPACING)
+    language: Language | None = Field(None, description=_ABOUT_LANGUAGE)
+    notice_texts: NoticeTexts | None = Field(None, description=_ABOUT_NOTICES)
 
 
 class InstanceChange(BaseModel):
@@ -130,6 +143,8 @@ class InstanceChange(BaseModel):
     requires_webhook_auth: bool = False
     answers_groups: bool = False
     message_spacing_ms: SpacingMs | None = None
+    language: Language | None = None
+    notice_texts: NoticeTexts | None = None
 
 
 class InstanceReply(BaseModel):
@@ -166,6 +181,8 @@ class InstanceReply(BaseModel):
     requires_webhook_auth: bool | None = Field(None, description=_ABOUT_AUTH)
     answers_groups: bool | None = None
     message_spacing_ms: int | None = Field(None, description=_ABOUT_SPACING)
+    language: str | None = Field(None, description=_ABOUT_LANGUAGE)
+    notice_texts: dict[str, str] | None = Field(None, description=_ABOUT_NOTICES)
     enable_auto_split: bool | None = Field(None, description=_ABOUT_SPLIT)
     hive_enabled: bool | None = None
     hive_api_url: str | None = None

@@ -63,9 +63,11 @@ async def delivery(channel, clock, settings):
 
 
 @pytest.fixture
-def streamer(delivery, channel, clock):
+async def streamer(delivery, channel, clock):
     typing = TypingIndicator(channel, is_enabled=False)
-    return AnswerStreamer(delivery=delivery, typing=typing, clock=clock, language="en")
+    streamer = AnswerStreamer(delivery=delivery, typing=typing, clock=clock, language="en", sleep=clock.sleep)
+    yield streamer
+    await streamer.aclose(1)
 
 
 @pytest.fixture

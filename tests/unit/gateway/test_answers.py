@@ -7,7 +7,7 @@ from tests.unit.gateway.scripts import JOKE, telling
 
 from omni.errors import AgentFailed, AgentProtocolError, AgentRejected, AgentTimeout, AgentUnreachable
 from omni.gateway.notices import notice_for
-from omni.model import RequestWritten, SendResult, TextDelta
+from omni.model import SendResult
 from omni.testing import ScriptedAgent
 from omni.tracing.document import streaming_document
 from omni.tracing.stored import read_stored_trace
@@ -231,32 +231,6 @@ async def test_refused_message_ends_the_turn_as_send_failed(route_to, tracer, st
     assert row.evolution_success is False
     assert document["streaming_complete"]["final_content"] == "one\n\ntwo\n\nthree"
     assert document["delivery"]["failed"] == 2
-
-
-@pytest.mark.parametrize("ending", ["cancelled", "interrupted"])
-async def test_cut_off_turn_is_on_record(route_to, streamer, tracer, store, instance, clock, ending):
-    """F20: cancelling the task closes the trace with the text so far: cancelled, or interrupted when the process stops."""
-    if ending == "interrupted":
-        streamer.note_stopping()
-    started, forever = asyncio.Event(), asyncio.Event()
-
-    async def run(_request):
-        yield RequestWritten(clock.mono_ns())
-        yield TextDelta(clock.mono_ns(), "meia ", "RunContent")
-        started.set()
-        await forever.wait()
-
-    agent = ScriptedAgent(lambda _: ())
-    agent.run = run
-    trace = open_plain(tracer)
-    task = asyncio.create_task(ask(route_to, agent, instance, trace))
-    await asyncio.wait_for(started.wait(), 5)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    document = document_of(tracer, store, trace)
-    assert (document["ending"], document["status"]) == (ending, "failed")
-    assert document["streaming_error"]["partial_content"] == "meia "
 
 
 async def test_tools_are_counted_and_silent(route_to, tracer, store, channel, clock, instance):
