@@ -8,10 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from omni.app import message_router as message_router
     from omni.gateway.enhanced_streamer import EnhancedAutomagikHiveStreamer as EnhancedAutomagikHiveStreamer
     from omni.gateway.message_router import MessageRouter as MessageRouter
     from omni.model import InstanceConfig as InstanceConfig
+    from omni.runtime import message_router as message_router
     from omni.settings import Settings as Settings
     from omni.tracing.service import TraceService as TraceService
     from omni.tracing.service import create_streaming_trace_context as create_streaming_trace_context
@@ -29,7 +29,7 @@ _MODULE_BY_NAME = {
     "TraceContext": "omni.tracing.trace_context",
     "TraceService": "omni.tracing.service",
     "create_streaming_trace_context": "omni.tracing.service",
-    "message_router": "omni.app",
+    "message_router": "omni.runtime",
 }
 # These act through the process's own parts; asking for one says where they are, and opens nothing yet.
 _WIRED = frozenset({
@@ -47,7 +47,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULE_BY_NAME:
         raise AttributeError(f"module 'omni' has no attribute {name!r}")
     if name in _WIRED:
-        import_module("omni.app").provide_defaults()
+        import_module("omni.runtime").provide_defaults()
     value = getattr(import_module(_MODULE_BY_NAME[name]), name)
     globals()[name] = value
     return value

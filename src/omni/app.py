@@ -1,45 +1,24 @@
-"""The only wiring: settings in, one running Omni out.
-
-``Runtime`` holds the parts of a process. The server runs one for its whole life; a script that uses the public names gets one on
-first use, opened from the settings in the environment, and its recorder is drained when the script ends.
-"""
+"""One running Omni: a ``Runtime`` with its HTTP side, the sandbox beside it when nothing else is configured, and the order of stopping."""
 
 import asyncio
-import atexit
 import logging
-import threading
-from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
 
 from omni import __version__
-from omni.agents.automagik import AutomagikClient
-from omni.agents.hive import HiveClient
-from omni.channels.whatsapp.delivery import Delivery
-from omni.channels.whatsapp.evolution import EvolutionChannel
-from omni.channels.whatsapp.presence import TypingIndicator
-from omni.clock import Clock, SystemClock
-from omni.connections import Connections
 from omni.errors import StoreError
-from omni.gateway.hive_streamer import AnswerStreamer
-from omni.gateway.inbox import REPEAT_WINDOW_S, Inbox
-from omni.gateway.message_router import GatewayParts, MessageRouter, provide_gateway
-from omni.loop_lag import LoopLag
-from omni.model import MessageOutcome
+from omni.gateway.recovery import Recovery
+from omni.gateway.seen_messages import REPEAT_WINDOW_S
 from omni.ports import PayloadRow, TraceRow
+from omni.runtime import Runtime
 from omni.sandbox.server import Sandbox, sandbox_instance
-from omni.settings import Settings, load_settings
-from omni.store.database import Database
-from omni.store.instances import SqlInstanceStore
-from omni.store.queries import SqlTraceReader
-from omni.store.writes import SqlTraceSink
+from omni.settings import Settings
 from omni.tracing.document import streaming_document
-from omni.tracing.recorder import Recorder
-from omni.tracing.service import Tracer, provide_tracer
 from omni.tracing.stored import read_stored_trace
 from omni.web.api_key import resolve_api_key
 from omni.web.parts import WebParts
@@ -51,85 +30,10 @@ SANDBOX_NAME = "sandbox"
 SANDBOX_PATH = "/sandbox"
 # Message ids looked up at start so that a webhook repeated after a restart is recognised.
 _MAX_REMEMBERED_AT_START = 50_000
-_RETENTION_PERIOD_S = 3600.0
-
-
-class Runtime:
-    """All parts of one process, wired together. Made from settings; close it to drain the recorder."""
-
-    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
-        self.settings = settings
-        self.clock: Clock = clock or SystemClock()
-        self.database = Database.open(settings.resolved_database_url, setting=settings.database_setting)
-        self.reader = SqlTraceReader(self.database)
-        self.instances = SqlInstanceStore(self.database, clock=self.clock)
-        self.recorder: Recorder | None = None
-        if settings.enable_tracing:
-            self.recorder = Recorder(SqlTraceSink(self.database), clock=self.clock, settings=settings)
-            self.recorder.start()
-        self.tracer = Tracer(clock=self.clock, recorder=self.recorder, reader=self.reader)
-        self._flusher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="omni-flush")
-        self.connections = Connections(settings)
-        self.channel = EvolutionChannel(self.connections.session, settings=settings)
-        self.delivery = Delivery(self.channel, clock=self.clock, settings=settings)
-        self.typing = TypingIndicator(self.channel, is_enabled=settings.typing_indicator)
-        self.streamer = AnswerStreamer(
-            delivery=self.delivery,
-            typing=self.typing,
-            clock=self.clock,
-            language=settings.language,
-        )
-        self.gateway = GatewayParts(
-            backends={
-                "hive": HiveClient(self.connections.session, clock=self.clock, settings=settings),
-                "automagik": AutomagikClient(self.connections.session, clock=self.clock),
-            },
-            streamer=self.streamer,
-            online=self.online,
-        )
-        self.router = MessageRouter(self.gateway)
-        self.inbox = Inbox(self.router.answer_turn, tracer=self.tracer, clock=self.clock, settings=settings)
-        self.loop_lag = LoopLag(clock=self.clock, period_ms=settings.loop_probe_ms)
-
-    def close(self) -> None:
-        """Store what is still in memory and close the database. Blocks; safe to call twice."""
-        if self.recorder is not None and not self.recorder.stop(deadline_s=self.settings.stop_deadline_ms / 1000):
-            log.error("recorder_not_drained", extra={"num_pending": self.recorder.num_pending})
-        self._flusher.shutdown(wait=False, cancel_futures=True)
-        self.database.close()
-
-    @asynccontextmanager
-    async def online(self) -> AsyncIterator[None]:
-        """Keep the HTTP clients open; the last one out leaves no typing sign's call behind."""
-        async with self.connections.lease():
-            try:
-                yield
-            finally:
-                if self.connections.num_leases == 1:
-                    await self.typing.aclose()
-
-    def health(self) -> dict[str, Any]:
-        """What the health route adds: how much is in hand, and what was lost; None where nothing is recorded."""
-        recorder = self.recorder
-        return {
-            "database": self.database.dialect,
-            "chats_running": self.inbox.num_running,
-            "messages_waiting": self.inbox.num_waiting,
-            "trace_events_pending": None if recorder is None else recorder.num_pending,
-            "trace_events_shed": None if recorder is None else recorder.num_shed,
-            "trace_rows_lost": None if recorder is None else recorder.num_lost,
-            "loop_lag_ms": self.loop_lag.figures(),
-        }
-
-    async def flush_traces(self) -> None:
-        """Wait until what was logged so far can be read back."""
-        # A thread of its own: a writer that hangs must not fill the pool in which host names are looked up.
-        await asyncio.get_running_loop().run_in_executor(self._flusher, self.tracer.flush)
-
-    def record_outbound(self, *, instance_name: str, recipient: str, outcomes: Sequence[MessageOutcome]) -> str | None:
-        """Put messages that were sent by request on record."""
-        trace = self.tracer.record_outbound(instance_name=instance_name, recipient=recipient, outcomes=outcomes)
-        return trace.trace_id if self.recorder is not None else None
+_TIDY_S = 3600.0
+_HEARTBEAT_S = 5.0
+# A sent message's text stays in the outbox for recovery to complete a trace with; the trace has it soon after.
+_TEXT_KEPT_S = 3600
 
 
 def create_app(settings: Settings, *, base_url: str, with_sandbox: bool | None = None) -> FastAPI:
@@ -150,13 +54,19 @@ def create_app(settings: Settings, *, base_url: str, with_sandbox: bool | None =
             if sandbox is not None:
                 await sandbox.start()
                 stack.push_async_callback(sandbox.stop)
+            stack.push_async_callback(runtime.receipts.aclose)
             deadline_s = settings.stop_deadline_ms / 1000
             stack.push_async_callback(runtime.delivery.aclose, deadline_s)
+            stack.push_async_callback(runtime.streamer.aclose, deadline_s)
             stack.push_async_callback(runtime.inbox.aclose, deadline_s=deadline_s)
             stack.callback(runtime.streamer.note_stopping)
             await asyncio.to_thread(_remember_recent, runtime)
-            retention = asyncio.create_task(_keep_retention(runtime), name="omni-retention")
-            stack.push_async_callback(_cancel, retention)
+            recovery = runtime.recovery()
+            left = await recovery.begin()
+            runtime.receipts.resume(left.receipts)
+            stack.push_async_callback(recovery.aclose)
+            for name, work in _chores(runtime, recovery):
+                stack.push_async_callback(_cancel, asyncio.create_task(work, name=f"omni-{name}"))
             yield
 
     app = create_web_app(
@@ -172,6 +82,8 @@ def create_app(settings: Settings, *, base_url: str, with_sandbox: bool | None =
             flush_traces=runtime.flush_traces,
             health=runtime.health,
             record_outbound=runtime.record_outbound,
+            stop_turn=runtime.streamer.stop_turn,
+            metrics=runtime.metrics.render,
             on_instances_changed=lambda _: None,
             version=__version__,
             sandbox_path=None if sandbox is None else f"{SANDBOX_PATH}/phone",
@@ -183,39 +95,6 @@ def create_app(settings: Settings, *, base_url: str, with_sandbox: bool | None =
     if sandbox is not None:
         app.mount(SANDBOX_PATH, sandbox.asgi)
     return app
-
-
-_lock = threading.Lock()
-_default: Runtime | None = None
-
-
-def default_runtime() -> Runtime:
-    """The process's own Runtime, opened from the environment on first use. Raises SettingsError and StoreError."""
-    global _default  # noqa: PLW0603 - one per process is what it is for
-    with _lock:
-        if _default is None:
-            _default = Runtime(load_settings())
-            atexit.register(close_default_runtime)
-        return _default
-
-
-def close_default_runtime() -> None:
-    """Drain and close the process's own Runtime; the next use opens a new one. Safe to call twice."""
-    global _default
-    with _lock:
-        runtime, _default = _default, None
-    if runtime is not None:
-        runtime.close()
-
-
-message_router = MessageRouter()
-"""The process's own router; it finds its parts on first use."""
-
-
-def provide_defaults() -> None:
-    """Let the public names find the process's own Runtime. Opens nothing by itself."""
-    provide_tracer(lambda: default_runtime().tracer)
-    provide_gateway(lambda: default_runtime().gateway)
 
 
 def _document(row: TraceRow, payloads: list[PayloadRow]) -> dict[str, Any]:
@@ -241,26 +120,55 @@ def _make_sandbox(runtime: Runtime, api_key: str, base_url: str) -> Sandbox:
         api_key=api_key,
         evolution_key=values["evolution_key"],
         hive_key=values["agent_api_key"],
-        # The phone shows what the trace can know: receipts are not on record yet.
-        receipts=False,
     )
 
 
 def _remember_recent(runtime: Runtime) -> None:
     since = runtime.tracer.now() - timedelta(seconds=REPEAT_WINDOW_S)
-    runtime.inbox.remember(runtime.reader.recent_message_ids(received_from=since, limit=_MAX_REMEMBERED_AT_START))
+    for reader in (runtime.reader, runtime.ledger_reader):  # traces as well: those of before there was a ledger
+        runtime.inbox.remember(reader.recent_message_ids(received_from=since, limit=_MAX_REMEMBERED_AT_START))
 
 
-async def _keep_retention(runtime: Runtime) -> None:
-    days = runtime.settings.trace_retention_days
-    while days:
+def _chores(runtime: Runtime, recovery: Recovery) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
+    yield "recovery", _recover(recovery)
+    yield "heartbeat", _keep_up(runtime.durable.heartbeat, every_s=_HEARTBEAT_S, failed="heartbeat_failed")
+    yield (
+        "ledger-retention",
+        _keep_up(partial(_tidy_ledger, runtime), every_s=_TIDY_S, failed="ledger_retention_failed"),
+    )
+    if runtime.settings.trace_retention_days:
+        yield "retention", _keep_up(partial(_tidy_traces, runtime), every_s=_TIDY_S, failed="retention_failed")
+
+
+async def _recover(recovery: Recovery) -> None:
+    try:
+        await recovery.finish()
+    except StoreError as exc:
+        # What could not be closed is still ours by name and is found again at the next start.
+        log.error("recovery_failed", extra={"cause": exc.sentence})  # noqa: TRY400 - the cause says it
+
+
+async def _keep_up(work: Callable[[], object], *, every_s: float, failed: str) -> None:
+    """Do blocking work in a thread now and then; a database that is away is said and waited for."""
+    while True:
         try:
-            cutoff = runtime.tracer.now() - timedelta(days=days)
-            removed = await asyncio.to_thread(runtime.reader.delete_older_than, cutoff)
-            log.info("traces_removed", extra={"num_removed": removed, "older_than_days": days})
+            await asyncio.to_thread(work)
         except StoreError as exc:
-            log.warning("retention_failed", extra={"cause": exc.sentence})
-        await asyncio.sleep(_RETENTION_PERIOD_S)
+            log.warning(failed, extra={"cause": exc.sentence})
+        await asyncio.sleep(every_s)
+
+
+def _tidy_traces(runtime: Runtime) -> None:
+    days = runtime.settings.trace_retention_days
+    removed = runtime.reader.delete_older_than(runtime.tracer.now() - timedelta(days=days))
+    log.info("traces_removed", extra={"num_removed": removed, "older_than_days": days})
+
+
+def _tidy_ledger(runtime: Runtime) -> None:
+    now = runtime.tracer.now()
+    runtime.ledger_reader.forget_texts(now - timedelta(seconds=_TEXT_KEPT_S))
+    removed = runtime.ledger_reader.delete_older_than(now - timedelta(days=runtime.settings.ledger_days))
+    log.info("ledger_rows_removed", extra={"num_removed": removed, "older_than_days": runtime.settings.ledger_days})
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

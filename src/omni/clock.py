@@ -45,6 +45,11 @@ class Anchor:
         """The UTC wall time at a monotonic reading, microsecond grain."""
         return wall_datetime(self.wall_ns) + timedelta(microseconds=(mono_ns - self.mono_ns) // 1_000)
 
+    def mono_at(self, wall: datetime) -> int:
+        """The monotonic reading at a UTC wall time, for moments that were kept by the wall clock only."""
+        since = wall - wall_datetime(self.wall_ns)
+        return self.mono_ns + since // timedelta(microseconds=1) * 1_000
+
     def offset_ns(self, mono_ns: int) -> int:
         """Nanoseconds from the anchor to a monotonic reading, cut to the microsecond.
 

@@ -27,13 +27,19 @@ class RecordOutbound(Protocol):
         ...
 
 
+def nothing_is_answered(trace_id: str) -> bool:  # noqa: ARG001 - stands in for what stops a turn
+    """False: an application that answers nobody has no turn to stop."""
+    return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebParts:
     """Everything the routes work with.
 
-    ``take_webhook`` is called on the event loop with a decoded body and must not block; it may raise WebhookMalformed or
-    InboxFull. ``open_text`` begins the delivery of a text through an instance to a recipient. ``streaming_document`` is pure and is called in a worker thread. ``on_instances_changed`` is called with the
-    name after an instance was created, changed or removed. ``sandbox_path`` is where the sandbox phone is mounted, None when
+    ``take_webhook`` is awaited with a decoded body and returns when what it decided would survive the process; it may raise
+    WebhookMalformed or InboxFull. ``open_text`` begins the delivery of a text through an instance to a recipient. ``streaming_document`` is pure and is called in a worker thread. ``on_instances_changed`` is called with the
+    name after an instance was created, changed or removed. ``stop_turn`` stops the answer being given in the turn of a trace and says
+    whether there was one. ``metrics`` renders Prometheus' text in a worker thread; without it there is no such route. ``sandbox_path`` is where the sandbox phone is mounted, None when
     it is not. ``version`` is Omni's, shown in the API description.
     """
 
@@ -43,11 +49,13 @@ class WebParts:
     traces: TraceReader
     instances: InstanceStore
     open_text: Callable[[InstanceConfig, str], AnswerDelivery]
-    take_webhook: Callable[[InstanceConfig, dict[str, Any]], Verdict]
+    take_webhook: Callable[[InstanceConfig, dict[str, Any]], Awaitable[Verdict]]
     streaming_document: Callable[[TraceRow, list[PayloadRow]], dict[str, Any]]
     flush_traces: Callable[[], Awaitable[None]]
     health: Callable[[], dict[str, Any]]
     record_outbound: RecordOutbound
     on_instances_changed: Callable[[str], None]
+    stop_turn: Callable[[str], bool] = nothing_is_answered
+    metrics: Callable[[], bytes] | None = None
     sandbox_path: str | None = None
     version: str = "unknown"

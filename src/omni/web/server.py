@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 
 from omni.errors import SettingsError
-from omni.web import health, instances, messages, traces, webhook
+from omni.web import health, instances, messages, metrics, traces, turns, webhook
 from omni.web.context import build_context, close_context
 from omni.web.errors import install_error_answers
 from omni.web.parts import WebParts
@@ -64,8 +64,10 @@ def create_web_app(parts: WebParts, *, lifespan: Lifespan | None = None) -> Fast
     )
     app.state.web = context
     install_error_answers(app)
-    for topic in (webhook, instances, messages, traces, health):
+    for topic in (webhook, instances, messages, traces, turns, health):
         app.include_router(topic.router)
+    if parts.metrics is not None:
+        app.include_router(metrics.router)
     return app
 
 

@@ -1,4 +1,4 @@
-"""Where Evolution API delivers its events: checks who calls and whom they name, hands the event in, answers at once.
+"""Where Evolution API delivers its events: checks who calls and whom they name, hands the event in, answers when it is stored.
 
 Nothing in the body is trusted for more than its event: its ``server_url`` and ``apikey`` are never used, and the instance is the
 one the path names. The answer waits for no agent, no delivery and, for an instance seen in the last seconds, no database.
@@ -104,7 +104,7 @@ async def _take(request: Request, instance_name: str) -> Response:
         raise InstanceNotFound("No instance of that name is configured.")
     context.webhook_guard.check(instance, request.headers)
     body = await read_webhook(request, max_bytes=context.parts.settings.webhook_max_bytes)
-    verdict = context.parts.take_webhook(instance, body) if instance.is_active else INSTANCE_INACTIVE
+    verdict = await context.parts.take_webhook(instance, body) if instance.is_active else INSTANCE_INACTIVE
     reply = {
         "status": verdict.status,
         "instance": instance_name,

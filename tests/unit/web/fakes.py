@@ -236,7 +236,7 @@ class Desk:
     def app(self, **settings: Any) -> FastAPI:
         return create_web_app(self.parts(**settings))
 
-    def take_webhook(self, instance: InstanceConfig, body: dict[str, Any]) -> Verdict:
+    async def take_webhook(self, instance: InstanceConfig, body: dict[str, Any]) -> Verdict:
         self.taken.append((instance, body))
         if isinstance(self.verdict, Exception):
             raise self.verdict

@@ -32,6 +32,7 @@ KEYED_ROUTES = [
     ("GET", "/api/v1/traces/t1", None),
     ("GET", "/api/v1/traces/t1/payloads", None),
     ("GET", "/api/v1/traces/t1/streaming", None),
+    ("POST", "/api/v1/traces/t1/cancel", None),
     ("DELETE", "/api/v1/traces/cleanup?dry_run=false", None),
 ]
 MISSING = refusal(401, "unauthorized", "The API key is missing: send it as x-api-key or as Authorization: Bearer.")

@@ -58,6 +58,7 @@ async def test_the_landing_page_links_what_there_is_and_fetches_nothing(
 
 def test_operation_ids_are_the_stable_ones(desk: Desk):
     assert sorted((what["operationId"], method, path) for method, path, what in operations(desk)) == [
+        ("cancel_turn", "post", "/api/v1/traces/{trace_id}/cancel"),
         ("cleanup_traces", "delete", "/api/v1/traces/cleanup"),
         ("create_instance", "post", "/api/v1/instances"),
         ("delete_instance", "delete", "/api/v1/instances/{name}"),
