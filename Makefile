@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup run test check format bench lock clean
+.PHONY: help setup run test soak check format bench lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,6 +17,9 @@ run: $(VENV)/.runtime ## start Omni on http://127.0.0.1:8882 (sandbox when nothi
 test: $(VENV)/.dev ## run all tests
 	@BIN=$(BIN) tools/chromium-for-tests
 	$(PYTEST) -n 2 --dist loadfile --durations 20 $(ARGS)
+
+soak: $(VENV)/.dev ## the fault suite with its full numbers: 100 kills per database, outages of minutes
+	OMNI_SOAK=1 $(PYTEST) tests/faults -n 2 --dist loadfile -rP $(ARGS)
 
 check: $(VENV)/.dev ## linters, types, layers, spelling, rules
 	$(BIN)/ruff check .
