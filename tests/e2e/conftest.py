@@ -10,6 +10,7 @@ import pytest
 from tests.e2e.agents import HIVE_KEY
 from tests.e2e.processes import AGNO_KEY, AgnoServer, OmniServer, agno_serve, omni_serve
 from tests.e2e.whatsapp import EVOLUTION_KEY, PHONE, Api, WhatsApp, World, open_api, open_whatsapp
+from tests.support.checked_traces import disagreements_in
 
 from omni.sandbox.evolution_wire import Contact
 
@@ -29,6 +30,7 @@ def omni(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OmniServer]:
     with omni_serve(tmp_path_factory.mktemp("omni"), webhook_max_bytes=str(WEBHOOK_MAX_BYTES)) as server:
         yield server
     check_log(server)
+    assert disagreements_in(f"sqlite:///{server.folder / 'data' / 'automagik-omni.db'}", may_be_open=False) == []
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +45,7 @@ def omni_on_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Omn
         with omni_serve(tmp_path_factory.mktemp("omni"), database_url=database.get_uri()) as server:
             yield server
         check_log(server)
+        assert disagreements_in(database.get_uri(), may_be_open=False) == []
     finally:
         database.cleanup()
 

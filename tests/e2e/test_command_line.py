@@ -11,8 +11,8 @@ import pytest
 from tests.e2e.processes import Finished, run_omni, run_omni_in_turn
 
 from omni import __version__
-from omni.app import Runtime
 from omni.model import InboundMessage, MessageOutcome, OutboundMessage, Usage
+from omni.runtime import Runtime
 from omni.settings import Settings
 from omni.testing import FakeClock
 from omni.tracing.streaming_trace_context import StreamingTraceContext

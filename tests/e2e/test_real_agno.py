@@ -4,13 +4,16 @@ Agno, its agent loop, its teams and its server are the real ones; only the model
 literally; times by their order and sums.
 """
 
+import asyncio
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from tests.e2e.documents import ID, MS, TIME, bubble, check_times, chunk, delivery, timeline, told
-from tests.e2e.processes import AgnoServer, OmniServer
-from tests.e2e.whatsapp import PHONE, PHONE_JID, WhatsApp, World, open_api
+from tests.e2e.processes import AgnoServer, OmniServer, omni_serve
+from tests.e2e.whatsapp import PHONE, PHONE_JID, WAIT_S, WhatsApp, World, open_api
 
 pytestmark = pytest.mark.slow
 
@@ -20,6 +23,7 @@ TOOL_TEXT = "Vou consultar o estoque… 🔎\nTemos 7 unidades de SKU-42 📦."
 TEAM_TEXT = "Um instante… O prazo de entrega é 3 dias úteis 🚚."
 ERROR_TEXT = "Começando a responder… ⏳"
 PROVIDER_ERROR = 'upstream 529: overloaded "now"\nretry later'
+HALFWAY = "The first paragraph.\n\nThe second one, unfin"
 CUT_SHORT = "Sorry, I had to stop before I was done. Please ask me again."
 
 # The agent pauses 30 ms before each piece; the reader may see a piece late, never early.
@@ -231,14 +235,16 @@ async def test_a_provider_that_fails_in_the_middle_leaves_the_partial_text_one_n
             "detail": None,
             "timestamp": TIME,
             "partial_content": ERROR_TEXT,
+            "content_verified": True,
             "chunks_received": 3,
+            "upstream_cancel": None,
             "first_token_latency_ms": MS,
             "total_streaming_time_ms": MS,
         },
         "agent_response": None,
         "delivery": delivery(bubble(0, ERROR_TEXT, (0, 2)), bubble(1, CUT_SHORT, None)),
         "timeline": timeline(
-            ending="error", total_chunks=3, total_content_length=24, content_verified=None, usage=None
+            ending="error", total_chunks=3, total_content_length=24, content_verified=True, usage=None
         ),
     }
     check_times(document, at_least_ms=2 * PIECE_MS, at_most_ms=AT_MOST_MS)
@@ -396,3 +402,96 @@ async def test_the_first_paragraph_is_on_the_phone_before_the_agent_writes_the_s
     accepted_ms = [message["accepted_ms"] for message in document["delivery"]["messages"]]
     assert accepted_ms[0] < document["streaming_chunks"][2]["offset_ms"]
     assert accepted_ms[0] < document["timeline"]["stream_end_ms"] <= accepted_ms[1]
+
+
+async def test_an_operator_stops_an_answer_and_the_model_is_left(world: World, agno: AgnoServer) -> None:
+    """Over REST, in the middle of a sentence: what was not sent is on record, the user gets one notice, nobody pays for more."""
+    instance = await add_agno(world, agno, "halfway", language="pt", notice_texts={"stopped": "Tudo bem, parei. 🛑"})
+    trace_id = await world.ask(instance, "Onde está o pedido?")
+    await world.whatsapp.until_bubbles(1)
+    await until_said(world, trace_id, HALFWAY)
+
+    stopped = await world.api.call("POST", f"/api/v1/traces/{trace_id}/cancel", status=202)
+    document = await world.ended(trace_id)
+    again = await world.api.call("POST", f"/api/v1/traces/{trace_id}/cancel", status=409)
+
+    assert stopped == {"trace_id": trace_id, "status": "stopping"}
+    assert again["error"]["code"] == "turn_not_running"
+    assert world.whatsapp.bubbles == ["The first paragraph.", "Tudo bem, parei. 🛑"]
+    assert told_of_the_end(document) == {
+        "status": "failed",
+        "ending": "cancelled",
+        "error_stage": "cancelled",
+        "error_message": "the user asked to stop",
+        "partial_content": HALFWAY,
+        "upstream_cancel": "requested",
+        "messages": [
+            ("The first paragraph.", "accepted"),
+            ("The second one, unfin", "not_sent"),
+            ("Tudo bem, parei. 🛑", "accepted"),
+        ],
+    }
+
+
+async def test_a_silent_agent_is_given_up_where_it_runs(world: World, agno: AgnoServer) -> None:
+    """The half sentence is delivered, the run is cancelled at the server, and the user is told in his language."""
+    instance = await add_agno(world, agno, "halfway", agent_timeout=1, language="pt")
+    document = await world.ended(await world.ask(instance, "Onde está o pedido?"))
+
+    notice = "Desculpe, precisei parar antes de terminar. Pode me perguntar de novo?"
+    assert world.whatsapp.bubbles == ["The first paragraph.", "The second one, unfin", notice]
+    assert told_of_the_end(document) == {
+        "status": "failed",
+        "ending": "timeout",
+        "error_stage": "streaming_error",
+        "error_message": "The agent was silent for 1 s in the middle of its answer.",
+        "partial_content": HALFWAY,
+        "upstream_cancel": "requested",
+        "messages": [(text, "accepted") for text in world.whatsapp.bubbles],
+    }
+
+
+async def test_a_server_that_stops_finishes_what_was_said_and_says_that_it_stopped(
+    agno: AgnoServer, whatsapp: WhatsApp, tmp_path: Path
+) -> None:
+    """An orderly stop in the middle of a sentence: nothing that was said is lost, and the next process finds the trace closed."""
+    with ExitStack() as stack:
+        server = stack.enter_context(omni_serve(tmp_path, stop_deadline_ms="300"))
+        async with open_api(server) as api:
+            world = World(server, api, whatsapp)
+            trace_id = await world.ask(await add_agno(world, agno, "halfway"), "Onde está o pedido?")
+            await until_said(world, trace_id, HALFWAY)
+        # In a thread: the phone goes on in this one while the server takes its leave.
+        await asyncio.to_thread(stack.close)
+    with omni_serve(tmp_path) as server:
+        async with open_api(server) as api:
+            document = await World(server, api, whatsapp).document(trace_id)
+
+    assert whatsapp.bubbles == ["The first paragraph.", "The second one, unfin", CUT_SHORT]
+    assert told_of_the_end(document) == {
+        "status": "failed",
+        "ending": "interrupted",
+        "error_stage": "interrupted",
+        "error_message": "the turn was cut off before it was done",
+        "partial_content": HALFWAY,
+        "upstream_cancel": "requested",
+        "messages": [(text, "accepted") for text in whatsapp.bubbles],
+    }
+
+
+async def until_said(world: World, trace_id: str, text: str) -> None:
+    """Wait until the agent has said that much."""
+    async with asyncio.timeout(WAIT_S):
+        while "".join(chunk["content"] for chunk in (await world.document(trace_id))["streaming_chunks"]) != text:
+            await world.whatsapp.next_change()
+
+
+def told_of_the_end(document: dict[str, Any]) -> dict[str, Any]:
+    """How a turn ended that did not end well, and what became of each message."""
+    failure = document["streaming_error"]
+    messages = sorted(document["delivery"]["messages"], key=lambda each: int(each["index"]))
+    return {
+        **{name: document[name] for name in ("status", "ending", "error_stage", "error_message")},
+        **{name: failure[name] for name in ("partial_content", "upstream_cancel")},
+        "messages": [(message["text"], message["status"]) for message in messages],
+    }

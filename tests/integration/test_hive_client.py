@@ -476,6 +476,13 @@ async def test_silence_before_the_first_text_is_given_up(server, client, pieces)
     await asyncio.wait_for(server.hung_up.wait(), GUARD_S)
 
 
+async def test_what_earlier_attempts_have_waited_counts(server, client):
+    """Three attempts together wait for the first text no longer than one may."""
+    server.streams(event("RunStarted"), then="hang")
+    events, error = await collect(client, ask(server, timeout_s=GUARD_S, waited_s=GUARD_S - 0.05))
+    assert (kinds(events)[-1], error.kind, error.timeout_s) == ("RunStarted", "first_token", GUARD_S)
+
+
 async def test_silence_before_the_head_is_given_up(server, client):
     async def answer(request):
         await server.release.wait()

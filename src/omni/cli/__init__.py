@@ -1,6 +1,6 @@
 """The command ``omni``: serve, sandbox, traces, instances. Every command answers ``--help``; reading commands answer ``--json``.
 
-Exit codes: 0 done, 1 the thing asked for is not there or failed, 2 wrong arguments or settings.
+Exit codes: 0 done, 1 the thing asked for is not there or failed, 2 wrong arguments or settings (`omni traces verify` has codes of its own).
 
 Commands are imported when they are called: reading a trace needs no HTTP server, and starting one takes two seconds of CPU.
 """
@@ -69,13 +69,14 @@ def main() -> None:
     try:
         app()
     except SettingsError as exc:
-        _complain(exc)
+        complain(exc)
         sys.exit(2)
     except OmniError as exc:
-        _complain(exc)
+        complain(exc)
         sys.exit(1)
 
 
-def _complain(error: OmniError) -> None:
+def complain(error: OmniError) -> None:
+    """Say on standard error what is wrong, in one line."""
     # As text, not as markup: the sentence may quote what was typed.
     Console(stderr=True).print(Text.assemble(("omni:", "bold red"), f" {error}"), highlight=False, soft_wrap=True)

@@ -1,4 +1,7 @@
-"""``omni traces list`` and ``omni traces show``: what happened, read from the database and drawn in the terminal."""
+"""``omni traces list`` and ``omni traces show``: what happened, read from the database and drawn in the terminal.
+
+``omni traces verify`` is in ``verify``.
+"""
 
 from datetime import datetime, timedelta
 from typing import Annotated
@@ -11,14 +14,16 @@ from rich.text import Text
 
 from omni.cli.opening import open_database
 from omni.cli.picture import draw_document
+from omni.cli.trace_names import find_trace
+from omni.cli.verify import verify_traces
 from omni.clock import SystemClock, wall_datetime
-from omni.errors import RecordNotFound
 from omni.ports import TraceFilter, TraceRow
 from omni.store.queries import SqlTraceReader
 from omni.tracing.document import streaming_document
 from omni.tracing.stored import read_stored_trace
 
 traces_app = typer.Typer(help="Read traces.", no_args_is_help=True)
+traces_app.command("verify")(verify_traces)
 
 _COLUMNS = ("trace", "received UTC", "instance", "status", "agent ms", "total ms", "chars", "error")
 # What a narrow terminal leaves out, first to last; and the names that are cut before anything is left out.
@@ -66,29 +71,13 @@ def show_trace(
     """Show one trace: its sentence, a picture of its stream, where the time went, every message."""
     with open_database() as database:
         reader = SqlTraceReader(database)
-        row = _find(reader, trace_id)
+        row = find_trace(reader, trace_id)
         document = streaming_document(read_stored_trace(row, reader.get_payloads(row.trace_id)))
     if as_json:
         typer.echo(msgspec.json.encode(document).decode())
         return
     console = Console(width=width)
     draw_document(document, console)
-
-
-def _find(reader: SqlTraceReader, wanted: str) -> TraceRow:
-    if wanted == "last":
-        rows = reader.list_traces(TraceFilter(limit=1))
-        if not rows:
-            raise RecordNotFound("there are no traces yet")
-        return rows[0]
-    row = reader.get_trace(wanted)
-    if row is not None:
-        return row
-    matches = [row for row in reader.list_traces(TraceFilter(limit=1000)) if row.trace_id.startswith(wanted)]
-    if len(matches) != 1:
-        found = "no trace" if not matches else f"{len(matches)} traces"
-        raise RecordNotFound(f"{found} among the newest 1000 whose id begins with {wanted!r}")
-    return matches[0]
 
 
 def _hours_ago(hours: float) -> datetime:

@@ -1,0 +1,1 @@
+"""What Omni tells other systems: figures for Prometheus. Each export observes ended turns and changes nothing."""
