@@ -321,7 +321,7 @@ class Ledger(Protocol):
 class LeftWork(Struct, frozen=True, kw_only=True):
     """What processes that are gone left undone, now ours. ``inbox`` in the order received, ``outbox`` by answer and index.
 
-    ``outbox`` holds all messages of every answer that has one without a final state, and of every trace in ``inbox``;
+    ``outbox`` holds all messages of every answer that has one without a final state, of every trace in ``inbox`` and of every open one;
     ``open_traces`` are the ids of traces nobody closed; ``receipts`` those whose message is not known yet.
     """
 

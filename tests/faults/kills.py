@@ -118,5 +118,5 @@ async def check_kills(folder: Path, database_url: str, *, seed: int, num_kills: 
         f"{num_kills - len(problems)} of {num_kills} kills without a fault; open traces closed after {slowest_s:.1f} s at most\n"
     )
     assert problems == {}, "\n".join(f"run {number}: {told}" for number, found in problems.items() for told in found)
-    assert disagreements == ()
+    assert disagreements == (), "\n".join(disagreements)
     assert exit_code == 0

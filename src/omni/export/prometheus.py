@@ -30,13 +30,18 @@ LATENCY_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 1
 """People notice half a second and leave after half a minute; in between the steps are small."""
 
 _MS_PER_S = 1_000
+# How the event loop's lag names its figures, and how Prometheus does.
+_QUANTILES = {"p50": "0.5", "p99": "0.99", "max": "1"}
 # A word of ours: what a part of Omni calls a reason. Anything else shares the label ``other``, and so does the fiftieth.
 _WORD = re.compile(r"[a-z][a-z_]{0,39}")
 _MAX_WORDS = 50
 
 
 class ProcessFigures(Struct, frozen=True, kw_only=True):
-    """What the process knows of itself at one moment; None and left-out words are not known. Counts are since its start."""
+    """What the process knows of itself at one moment; None and left-out words are not known. Counts are since its start.
+
+    The loop's lag is in seconds under ``p50``, ``p99`` and ``max``.
+    """
 
     inbox_waiting: int | None = None
     inbox_running: int | None = None
@@ -131,7 +136,7 @@ PROCESS_METRICS = (
     ),
     ProcessMetric(
         name="omni_webhooks",
-        about="What was decided about webhooks: taken, or the reason why not.",
+        about="What was decided about webhooks: success, or the reason why not.",
         kind="counter",
         label="verdict",
         read_by_word=lambda figures: _bounded(figures.webhooks_by_verdict),
@@ -201,7 +206,11 @@ PROCESS_METRICS = (
         about="How late the event loop runs what is due, over its newest readings.",
         kind="gauge",
         label="quantile",
-        read_by_word=lambda figures: figures.loop_lag_s_by_quantile,
+        read_by_word=lambda figures: {
+            quantile: figures.loop_lag_s_by_quantile[name]
+            for name, quantile in _QUANTILES.items()
+            if name in figures.loop_lag_s_by_quantile
+        },
     ),
 )
 

@@ -33,6 +33,9 @@ from omni.tracing.service import Tracer
 
 log = logging.getLogger(__name__)
 
+# A disk that hangs has no limit of its own. Evolution waits thirty seconds, and a repeat finds the message being stored.
+_STORED_WITHIN_S = 10.0
+
 _Key = tuple[str, str]
 
 
@@ -105,8 +108,7 @@ class Inbox:
         if receipts:
             return await self._take_receipts(receipts, arrived)
         taking = [self._take_item(instance, item, arrived.mono_ns) for item in event.items]
-        # Each goes on by itself when the caller hangs up: what is stored is answered.
-        decided = [await asyncio.shield(one) if isinstance(one, asyncio.Task) else one for one in taking]
+        decided = [await self._decided(one) if isinstance(one, asyncio.Task) else one for one in taking]
         return next((verdict for verdict in decided if verdict.status == "success"), decided[0])
 
     def take_up(self, instance: InstanceConfig, record: InboxRecord, *, after_trace_id: str) -> None:
@@ -127,6 +129,13 @@ class Inbox:
         if self._storing:
             await asyncio.gather(*self._storing.values(), return_exceptions=True)
         await self._queues.aclose(deadline_s=deadline_s)
+
+    async def _decided(self, taking: asyncio.Task[Verdict]) -> Verdict:
+        # It goes on by itself when the caller hangs up or is sent away: what is stored is answered.
+        try:
+            return await asyncio.wait_for(asyncio.shield(taking), _STORED_WITHIN_S)
+        except TimeoutError as exc:
+            raise InboxFull("storing the message takes too long; deliver it again later", retryable=True) from exc
 
     async def _take_receipts(self, receipts: Sequence[Receipt], arrived: Anchor) -> Verdict:
         try:

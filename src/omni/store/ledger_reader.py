@@ -67,7 +67,8 @@ class SqlLedgerReader:
             outbox = _take(connection, omni_outbox, _OUTBOX_IS_OPEN, dead, by)
             open_traces = _take(connection, omni_open_traces, None, dead, by)
             answer_ids = {row["answer_id"] for row in outbox}
-            trace_ids = {row["trace_id"] for row in inbox}
+            # Of open traces too: a turn can be done in the ledger before its trace has heard of its last message.
+            trace_ids = {row["trace_id"] for row in (*inbox, *open_traces)}
             messages = [
                 *_rows_with(connection, omni_outbox.c.answer_id, answer_ids),
                 *_rows_with(connection, omni_outbox.c.trace_id, trace_ids),

@@ -55,7 +55,7 @@ NO_TEXT = turn(ending="timeout", request_ns=5 * MS, completed_ns=60_000 * MS)
 FIGURES = ProcessFigures(
     inbox_waiting=3,
     inbox_running=2,
-    webhooks_by_verdict={"taken": 7, "repeat": 2, "own_message": 1},
+    webhooks_by_verdict={"success": 7, "repeat": 2, "own_message": 1},
     receipts_by_status={"delivered": 4, "read": 1},
     trace_events_pending=12,
     chunk_records_shed=5,
@@ -65,7 +65,7 @@ FIGURES = ProcessFigures(
     is_database_up=False,
     ledger_failures=1,
     unledgered_sends=1,
-    loop_lag_s_by_quantile={"0.5": 0.0002, "0.99": 0.004, "1": 0.051},
+    loop_lag_s_by_quantile={"p50": 0.0002, "p99": 0.004, "max": 0.051, "num_readings": 1.2},
 )
 
 
@@ -118,7 +118,7 @@ def test_what_the_process_knows_makes_exactly_these_figures():
     assert samples(exported()) == {
         "omni_receipts_total|delivered": 4,
         "omni_receipts_total|read": 1,
-        "omni_webhooks_total|taken": 7,
+        "omni_webhooks_total|success": 7,
         "omni_webhooks_total|repeat": 2,
         "omni_webhooks_total|own_message": 1,
         "omni_inbox_waiting": 3,
@@ -176,7 +176,7 @@ def test_instances_beyond_the_bound_share_a_name():
 def test_only_our_own_words_become_labels():
     figures = ProcessFigures(
         webhooks_by_verdict={
-            "taken": 1,
+            "success": 1,
             "Olá Maria!": 2,
             "5511999990001": 3,
             **{f"word_{'x' * n}": 1 for n in range(60)},
