@@ -4,7 +4,9 @@
 loops; what comes meanwhile is the next group. So a commit is shared by as many as there are, and a single operation waits for
 nobody. Encoding and SQL happen in the thread, never on a loop.
 
-It refuses at once when too much waits: who hears no is better off than who waits for longer than his caller does.
+It refuses at once when too much waits: who hears no is better off than who waits for longer than his caller does. What nobody will
+bring again, because the message it tells of is on its way, is kept in memory while neither database nor spool takes it, the newest
+version of each row, and offered again every second.
 """
 
 import asyncio
@@ -16,7 +18,7 @@ from typing import Protocol
 
 from omni.clock import NS_PER_S, Clock
 from omni.errors import StoreError
-from omni.ports import LedgerOp
+from omni.ports import LedgerOp, PutInbound, PutOutbound, PutReceipt
 from omni.settings import Settings
 from omni.store.draining import faults_as_refusals
 
@@ -26,6 +28,10 @@ log = logging.getLogger(__name__)
 _GROUP_SIZE = 500
 # Posts that failed are reported once in this many seconds; the count is exact all the same.
 _LOG_EVERY_NS = 60 * NS_PER_S
+# How often rows that are kept are offered again.
+_OFFER_AGAIN_S = 1.0
+# Rows kept at most: a thousand bytes each, and a few for each message on its way.
+_MAX_KEPT = 20_000
 # Each waiting message has a few operations under way: stored, queued, sending, sent.
 _WAITING_PER_MESSAGE = 4
 
@@ -41,11 +47,14 @@ class LedgerSink(Protocol):
 class LedgerWriter:
     """A ``Ledger`` on a sink that blocks. Start it before the first operation; stopping stores what waits.
 
-    ``num_failed`` counts operations that could not be stored, whoever waited for them or not.
+    ``num_failed`` counts operations that were not stored and are not kept either: who waited for one was told.
     """
 
-    def __init__(self, sink: LedgerSink, *, clock: Clock, settings: Settings) -> None:
+    def __init__(
+        self, sink: LedgerSink, *, clock: Clock, settings: Settings, offer_again_s: float = _OFFER_AGAIN_S
+    ) -> None:
         self._sink = sink
+        self._offer_again_s = offer_again_s
         self._clock = clock
         self._max_waiting = settings.inbox_max_waiting * _WAITING_PER_MESSAGE
         self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
@@ -53,12 +62,18 @@ class LedgerWriter:
         self._is_open = False
         self._gate = threading.Lock()
         self._last_log_ns: int | None = None
+        self._kept: dict[tuple[str, ...], LedgerOp] = {}
         self.num_failed = 0
 
     @property
     def num_waiting(self) -> int:
         """Operations that are not in a transaction yet."""
         return self._queue.qsize()
+
+    @property
+    def num_kept(self) -> int:
+        """Rows in memory that neither database nor spool took yet."""
+        return len(self._kept)
 
     def start(self) -> None:
         """Start the thread. Calling it again does nothing."""
@@ -113,31 +128,75 @@ class LedgerWriter:
     def _run(self) -> None:
         is_last = False
         while not is_last:
-            group: list[_Waiting] = []
-            waiting = self._queue.get()
+            group, is_last = self._next_group()
+            if group:
+                _wake(group, self._store(group))
+            if self._kept and (is_last or not group):
+                self._offer_kept(is_last=is_last)
+
+    def _next_group(self) -> "tuple[list[_Waiting], bool]":
+        """What waits, and whether it is the last; empty when it is time to offer again what is kept."""
+        group: list[_Waiting] = []
+        try:
+            waiting = self._queue.get(timeout=self._offer_again_s if self._kept else None)
             while waiting is not None:
                 group.append(waiting)
                 if len(group) == _GROUP_SIZE:
-                    break
-                try:
-                    waiting = self._queue.get_nowait()
-                except Empty:
-                    break
-            else:
-                is_last = True
-            if group:
-                _wake(group, self._store(group))
+                    return group, False
+                waiting = self._queue.get_nowait()
+        except Empty:
+            return group, False
+        return group, True
 
     def _store(self, group: "Sequence[_Waiting]") -> "list[bool | StoreError]":
         try:
-            with faults_as_refusals():
-                return list(self._sink.write([waiting.op for waiting in group]))
+            return list(self._write([waiting.op for waiting in group]))
         except StoreError as exc:
             if exc.retryable or len(group) == 1:
-                self._note_failed(group, exc)
+                self._note_failed([waiting for waiting in group if not (exc.retryable and self._keep(waiting))], exc)
                 return [exc] * len(group)
         # One of them cannot be stored; the others need not suffer for it.
         return [verdict for waiting in group for verdict in self._store([waiting])]
+
+    def _write(self, ops: Sequence[LedgerOp]) -> Sequence[bool]:
+        with faults_as_refusals():
+            return self._sink.write(ops)
+
+    def _keep(self, waiting: "_Waiting") -> bool:
+        """Keep what nobody brings again; False for what the one who waits will bring again, or when too much is kept."""
+        op = waiting.op
+        if waiting.future is not None and not isinstance(op, PutOutbound):
+            return False
+        key = _identity(op)
+        known = self._kept.get(key)
+        if known is None and len(self._kept) >= _MAX_KEPT:
+            return False
+        if known is None or known.record.version < op.record.version:
+            self._kept[key] = op
+        return True
+
+    def _offer_kept(self, *, is_last: bool) -> None:
+        keys = list(self._kept)
+        for start in range(0, len(keys), _GROUP_SIZE):
+            some = keys[start : start + _GROUP_SIZE]
+            try:
+                self._write([self._kept[key] for key in some])
+            except StoreError as exc:
+                if exc.retryable and not is_last:
+                    return
+                # Refused for good, or there is no later: each by itself, so that one costs no other.
+                self._offer_each(some)
+            else:
+                for key in some:
+                    del self._kept[key]
+
+    def _offer_each(self, keys: Sequence[tuple[str, ...]]) -> None:
+        for key in keys:
+            op = self._kept.pop(key)
+            try:
+                self._write([op])
+            except StoreError as exc:
+                self._note_failed([_Waiting(op, None)], exc)
 
     def _refuse_waiting(self) -> None:
         left: list[_Waiting] = []
@@ -173,6 +232,16 @@ class _Waiting:
     def __init__(self, op: LedgerOp, future: asyncio.Future[bool] | None) -> None:
         self.op = op
         self.future = future
+
+
+def _identity(op: LedgerOp) -> tuple[str, ...]:
+    match op:
+        case PutInbound():
+            return "inbox", op.record.instance_name, op.record.message_id
+        case PutOutbound():
+            return "outbox", op.record.message_uid
+        case PutReceipt():
+            return "receipts", op.record.instance_name, op.record.key_id, op.record.status
 
 
 _Verdicts = list[tuple[asyncio.Future[bool], bool | StoreError]]

@@ -104,7 +104,7 @@ def check_messages(
         if content is not None:
             _check_text(one, content, findings)
         if ends:
-            _check_chunks(one, ends, findings)
+            _check_chunks(one, ends, findings, recovered=len(ends) - 1 if stream.is_end_recovered else None)
 
 
 def shows_nothing(text: str) -> bool:
@@ -205,12 +205,16 @@ def _check_text(one: StoredMessage, content: str, findings: Findings) -> None:
         )
 
 
-def _check_chunks(one: StoredMessage, ends: Sequence[int], findings: Findings) -> None:
+def _check_chunks(one: StoredMessage, ends: Sequence[int], findings: Findings, *, recovered: int | None) -> None:
     if one.start is None or one.end is None or not 0 <= one.start < one.end <= ends[-1]:
         return
     # A chunk without characters is in no message: its end is its neighbour's.
     first, last = bisect_right(ends, one.start), bisect_left(ends, one.end)
-    if (one.first_chunk, one.last_chunk) != (first, last):
+    told = (one.first_chunk, one.last_chunk)
+    if recovered is not None:
+        # The message was made of chunks that are lost; the recovered one stands for them all.
+        told = (_at_most(one.first_chunk, recovered), _at_most(one.last_chunk, recovered))
+    if told != (first, last):
         findings.add(
             "message_chunks", one.where, stored=f"{one.first_chunk} to {one.last_chunk}", derived=f"{first} to {last}"
         )
@@ -238,3 +242,7 @@ def _span(one: StoredMessage) -> str:
 
 def _whole(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _at_most(index: int | None, bound: int) -> int | None:
+    return None if index is None else min(index, bound)

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from omni.ports import PayloadRow
 from omni.tracing.disagreements import Findings
+from omni.tracing.lost_text import RECOVERED
 from omni.tracing.packing import PACKING_VERSION, TEXT_KEYS
 
 CHUNKS_STAGE = "streaming_chunks"
@@ -45,13 +46,17 @@ class Losses(Struct, frozen=True, kw_only=True):
 
 
 class StoredStream(Struct, frozen=True, kw_only=True):
-    """The chunks as stored, in order. ``text`` is None when a part of it cannot be known."""
+    """The chunks as stored, in order. ``text`` is None when a part of it cannot be known.
+
+    ``is_end_recovered``: the last one stands for several, whose text was found in the outbox after the process had died.
+    """
 
     indexes: Sequence[int] = ()
     sizes: Sequence[int] = ()
     offsets_us: Sequence[int] = ()
     text: str | None = ""
     is_damaged: bool = False
+    is_end_recovered: bool = False
 
 
 class _Columns(Struct, frozen=True, kw_only=True):
@@ -62,6 +67,7 @@ class _Columns(Struct, frozen=True, kw_only=True):
     text: str | None
     text_stage: str | None
     digest: str | None
+    is_end_recovered: bool
 
 
 class _Misfit(ValueError):
@@ -144,6 +150,7 @@ def read_stream(
         offsets_us=[offset for part in parts for offset in part.offsets_us],
         text="".join(known) if len(known) == len(parts) and not is_damaged else None,
         is_damaged=is_damaged,
+        is_end_recovered=any(part.is_end_recovered for part in parts),
     )
 
 
@@ -248,6 +255,7 @@ def _read_columns(row: PayloadRow, payload: Mapping[str, Any]) -> _Columns:
         text=text,
         text_stage=text_stage,
         digest=digest if isinstance(digest, str) else None,
+        is_end_recovered=payload["event_types"][-1:] == [[RECOVERED, 1]],
     )
 
 

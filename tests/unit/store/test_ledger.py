@@ -24,8 +24,9 @@ def rows(database):
     return FallibleLedger(database)
 
 
-def writer_of(sink, **changes):
-    writer = LedgerWriter(sink, clock=FakeClock(), settings=Settings(_env_file=None, **changes))
+def writer_of(sink, *, offer_again_s=1.0, **changes):
+    settings = Settings(_env_file=None, **changes)
+    writer = LedgerWriter(sink, clock=FakeClock(), settings=settings, offer_again_s=offer_again_s)
     writer.start()
     return writer
 
@@ -210,3 +211,35 @@ async def test_stopping_while_the_database_hangs_keeps_to_its_deadline_and_tells
     database.mode = "up"
     database.released.set()
     assert await asyncio.to_thread(writer.stop)
+
+
+async def test_what_nobody_brings_again_is_kept_until_the_store_takes_it_the_newest_version_only(database, rows):
+    """A message that was answered while the disk was full must not stand as unanswered when there is room again."""
+    writer = writer_of(rows, offer_again_s=0.005)
+    assert await writer.put(inbound(1)) is True
+    database.mode = "away"
+    with pytest.raises(StoreError):
+        await writer.put(inbound(2))
+    with pytest.raises(StoreError):
+        await writer.put(outbound(1))
+    for version in (2, 3, 4):
+        writer.post(inbound(1, version=version))
+    async with asyncio.timeout(10):
+        while writer.num_kept < 2:  # noqa: ASYNC110 - the writer's thread tells nobody
+            await asyncio.sleep(0)
+    database.mode = "up"
+    async with asyncio.timeout(10):
+        while writer.num_kept:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0)
+    assert await asyncio.to_thread(writer.stop)
+    assert {key: row.version for key, row in database.ledger.inbox.items()} == {("shop", "M1"): 4}
+    assert len(database.ledger.outbox) == 1
+    assert writer.num_failed == 1, "only the one who was told, and will bring it again"
+
+
+def test_what_is_kept_to_the_end_is_counted(database, rows):
+    writer = writer_of(rows)
+    database.mode = "away"
+    writer.post(inbound(1))
+    assert writer.stop()
+    assert (writer.num_failed, writer.num_kept) == (1, 0)
