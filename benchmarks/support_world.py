@@ -129,7 +129,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         url = self._url
-        if url.startswith(b"/agents/"):
+        if url.startswith(b"/agents/") and not url.endswith(b"/cancel"):  # older agents cannot be told to stop: 404
             form = parse_qs(self._body.decode())
             self._run = Run(self._world, self._transport, read_plan(form["message"][0]), form["session_id"][0])
         elif url.startswith(b"/message/sendText/"):

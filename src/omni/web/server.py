@@ -63,6 +63,7 @@ def create_web_app(parts: WebParts, *, lifespan: Lifespan | None = None) -> Fast
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )
     app.state.web = context
+    app.router.routes[:0] = webhook.direct_routes
     install_error_answers(app)
     for topic in (webhook, instances, messages, traces, turns, health):
         app.include_router(topic.router)

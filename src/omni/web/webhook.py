@@ -11,6 +11,7 @@ import msgspec
 from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
+from starlette.routing import Route
 
 from omni.errors import InstanceNotFound
 from omni.gateway.turn import Verdict
@@ -94,6 +95,20 @@ async def take_evolution_event_by_name(
     """Authenticate, read and hand in one event; the address adds nothing to what the body says."""
     del event
     return await _take(request, instance_name)
+
+
+async def _take_directly(request: Request) -> Response:
+    return await _take(request, request.path_params["instance_name"])
+
+
+direct_routes = [
+    Route(f"{router.prefix}{path}", _take_directly, methods=["POST"])
+    for path in ("/{instance_name}", "/{instance_name}/{event:path}")
+]
+"""The same two routes without FastAPI's reading of parameters and answers, which costs more than taking the event: 170 of 500 us.
+
+They stand before the others and are the ones that are called; the others describe them.
+"""
 
 
 async def _take(request: Request, instance_name: str) -> Response:
