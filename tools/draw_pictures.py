@@ -73,8 +73,8 @@ def _photograph_phone(base_url: str, chromium: str) -> str:
         with page.expect_response(re.compile("/traces/.+/streaming")) as first:
             page.keyboard.press("Enter")
         trace_id = first.value.url.rsplit("/", 2)[-2]
-        page.get_by_text(re.compile(r"streamed in \d+")).first.wait_for(timeout=30_000)
-        page.wait_for_timeout(2_500)
+        page.get_by_text(re.compile(r"ms, 4 messages delivered, read after")).first.wait_for(timeout=30_000)
+        page.wait_for_timeout(500)
         page.screenshot(path=PICTURES / "phone.png")
         browser.close()
     return trace_id
@@ -85,7 +85,7 @@ def _draw_trace(base_url: str, key: str, trace_id: str) -> None:
     with urlopen(request) as answer:  # noqa: S310 - our own server
         document = json.load(answer)
     with (Path(os.devnull)).open("w", encoding="utf-8") as nowhere:
-        console = Console(width=112, record=True, file=nowhere, force_terminal=True, color_system="truecolor")
+        console = Console(width=120, record=True, file=nowhere, force_terminal=True, color_system="truecolor")
         draw_document(document, console)
         svg = console.export_svg(title="omni traces show last")
     # The default template fetches its font from elsewhere; any monospaced font of the reader's will do.

@@ -8,9 +8,10 @@ import asyncio
 import atexit
 import logging
 import threading
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from omni.agents.automagik import AutomagikClient
@@ -158,9 +159,26 @@ class Runtime:
         # A thread of its own: a writer that hangs must not fill the pool in which host names are looked up.
         await asyncio.get_running_loop().run_in_executor(self._flusher, self.tracer.flush)
 
-    def record_outbound(self, *, instance_name: str, recipient: str, outcomes: Sequence[MessageOutcome]) -> str | None:
-        """Put messages that were sent by request on record."""
-        trace = self.tracer.record_outbound(instance_name=instance_name, recipient=recipient, outcomes=outcomes)
+    def open_outbound(
+        self, *, trace_id: str, instance_name: str, recipient: str, num_chars: int, begun_ns: int
+    ) -> Callable[[Sequence[MessageOutcome]], str | None]:
+        """Open the trace of a text that is sent by request. Call what this returns with what became of its messages."""
+        trace = self.tracer.open_outbound(
+            instance_name=instance_name,
+            recipient=recipient,
+            num_chars=num_chars,
+            trace_id=trace_id,
+            begun_ns=begun_ns,
+        )
+        return partial(self._close_outbound, instance_name, trace)
+
+    def _close_outbound(
+        self, instance_name: str, trace: TraceContext, outcomes: Sequence[MessageOutcome]
+    ) -> str | None:
+        self.tracer.close_outbound(trace, outcomes)
+        for outcome in outcomes:
+            if outcome.key_id is not None:
+                self._note_sent(instance_name, outcome.key_id, trace)
         return trace.trace_id if self.recorder is not None else None
 
     def _note_sent(self, instance_name: str, key_id: str, trace: TraceContext) -> None:

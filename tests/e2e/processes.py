@@ -21,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 AGNO_SERVER = ROOT / "tests" / "support" / "agno_gateway_server.py"
 AGNO_KEY = "agno-key-of-these-tests"
 
+BYTECODE = ROOT / ".pytest_cache" / "bytecode"
+"""What Python compiles is kept here: where it keeps none of it by itself, each process would compile everything for a second anew."""
+
 START_S = 45.0
 """Longest a server may take until it prints its address; on a busy machine imports alone take seconds."""
 STOP_S = 20.0
@@ -192,4 +195,12 @@ def _environment(given: Mapping[str, str]) -> dict[str, str]:
     ENVIRONMENT=test opened the predecessor's API (F38); here it is set throughout and must mean nothing.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AUTOMAGIK_OMNI_")}
-    return {**kept, "ENVIRONMENT": "test", "NO_COLOR": "1", "COLUMNS": "120", **given}
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)
+    return {
+        **kept,
+        "PYTHONPYCACHEPREFIX": str(BYTECODE),
+        "ENVIRONMENT": "test",
+        "NO_COLOR": "1",
+        "COLUMNS": "120",
+        **given,
+    }

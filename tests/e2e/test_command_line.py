@@ -108,7 +108,7 @@ async def test_a_trace_is_listed_and_drawn(trace_id: str, tmp_path: Path) -> Non
             "received",
             "UTC",
             "instance",
-            "status",
+            "ending",
             "agent",
             "ms",
             "total",
@@ -137,6 +137,7 @@ async def test_a_trace_is_listed_and_drawn(trace_id: str, tmp_path: Path) -> Non
         "evolution_send_at": "2026-11-22T10:00:00.900000Z",
         "completed_at": "2026-11-22T10:00:00.900000Z",
         "status": "completed",
+        "ending": "completed",
         "agent_processing_time_ms": 790,
         "total_processing_time_ms": 900,
         "agent_request_tokens": 9,
@@ -152,7 +153,7 @@ async def test_a_trace_is_listed_and_drawn(trace_id: str, tmp_path: Path) -> Non
         f"trace {trace_id}  shop  completed",
         "streamed in 790 ms: 40 characters in 4 chunks, first token after 190 ms, 2 messages accepted",
     ]
-    assert lines[9:] == [
+    assert lines[10:] == [
         "  queue  agent wait    stream  delivery tail  unaccounted  turn total",
         "10.0 ms    190.0 ms  600.0 ms       100.0 ms       0.0 ms    900.0 ms",
         "",
@@ -204,6 +205,28 @@ async def test_instances_are_added_listed_with_masked_keys_and_removed(tmp_path:
     assert (unknown.exit_code, unknown.stderr) == (1, "omni: There is no instance named 'nobody'.\n")
     assert removed == Finished(exit_code=0, stdout="removed shop\n", stderr="")
     assert left == Finished(exit_code=0, stdout="[]\n", stderr="")
+
+
+async def test_an_instance_is_given_its_own_words(tmp_path: Path) -> None:
+    words = ("--language", "pt", "--notice", "no_answer=Já volto! 🌸", "--notice", "stopped=Tudo bem = parei.")
+    added, wrong, unknown, foreign, listed = await run_omni_in_turn(
+        (*adding("shop"), *words),
+        (*adding("other"), "--notice", "stopped"),
+        (*adding("other"), "--notice", "goodbye=Tchau"),
+        (*adding("other"), "--language", "fr"),
+        ("instances", "list", "--json"),
+        folder=tmp_path,
+    )
+
+    assert [each.exit_code for each in (added, wrong, unknown, foreign)] == [0, 2, 2, 2]
+    assert "must be KIND=TEXT" in wrong.stderr
+    assert "notice_texts.goodbye" in unknown.stderr
+    assert "language" in foreign.stderr
+    (instance,) = json.loads(listed.stdout)
+    assert (instance["language"], instance["notice_texts"]) == (
+        "pt",
+        {"no_answer": "Já volto! 🌸", "stopped": "Tudo bem = parei."},
+    )
 
 
 _SHOWN = (

@@ -63,7 +63,7 @@ class Carrier:
         self.posted: dict[str, Posted] = {}
         self.num_under_way = 0
         self.disorder = Disorder()
-        self.url = ""
+        self.base_url = ""
         """Where Omni is now."""
         self._clock = clock
         self._tasks = tasks
@@ -107,6 +107,7 @@ class Carrier:
     async def _bring(self, envelope: dict[str, Any], *, headers: Any, is_first_lost: bool) -> WebhookPost:
         book = self._book_of(envelope)
         body = msgspec.json.encode(envelope)
+        path = f"/webhook/evolution/{envelope['instance']}"
         started_ns = self._clock.mono_ns()
         status: int | None = None
         attempts = 0
@@ -115,7 +116,7 @@ class Carrier:
             if is_first_lost and attempts == 1:
                 status = None
             else:
-                status = await self._attempt(body=body, headers=headers, book=book)
+                status = await self._attempt(path, body=body, headers=headers, book=book)
             if status is not None and (200 <= status < 300 or status in NEVER_RETRIED):
                 break
             await self._pace.pause(self._pause_s(attempts))
@@ -130,7 +131,7 @@ class Carrier:
             ended_ns=self._clock.mono_ns(),
         )
 
-    async def _attempt(self, *, body: bytes, headers: Any, book: Posted | None) -> int | None:
+    async def _attempt(self, path: str, *, body: bytes, headers: Any, book: Posted | None) -> int | None:
         assert self._session is not None
         if book is not None and book.first_posted_ns is None:
             book.first_posted_ns = self._clock.mono_ns()
@@ -138,7 +139,7 @@ class Carrier:
         status: int | None = None
         try:
             async with self._session.post(
-                self.url, data=body, headers={"Content-Type": "application/json", **headers}
+                f"{self.base_url}{path}", data=body, headers={"Content-Type": "application/json", **headers}
             ) as response:
                 await response.read()
                 status = response.status

@@ -97,7 +97,7 @@ async def run_through(
     disagreements = await world.disagreements()
     seen = Outage(
         account=account,
-        delays=_delays(run, plan, (began_ns, ended_ns)),
+        delays=delays_of(run, plan, (began_ns, ended_ns)),
         lasted_s=ms_between(began_ns, ended_ns) / 1_000,
         num_taken=taken_after - taken_before,
         num_refused=sum(book.statuses.count(503) for book in run.posted),
@@ -153,7 +153,7 @@ def check(seen: Outage) -> None:
     assert max(delays.inside_ms) <= max(delays.outside_ms) + WORST_MAY_GROW_MS, str(delays)
 
 
-def _delays(run: Run, plan: RunPlan, outage_ns: tuple[int, int]) -> Delays:
+def delays_of(run: Run, plan: RunPlan, outage_ns: tuple[int, int]) -> Delays:
     """Of every paragraph: the time from when it could go out, because it was complete and the one before was accepted."""
     ready_ns = _ready_moments(run, plan)
     inside: list[float] = []

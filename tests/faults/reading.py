@@ -10,8 +10,10 @@ from tests.faults.books import Kept, KeptInbound, KeptMessage, KeptOutbound, Kep
 from omni.ports import PayloadRow, TraceFilter, TraceRow
 from omni.store.database import Database
 from omni.store.queries import SqlTraceReader
+from omni.store.trace_pages import SqlTracePages
 from omni.tracing.packing import TEXT_KEYS
 from omni.tracing.stored import read_stored_trace
+from omni.tracing.verify import check_trace
 
 _PAGE = 1_000
 _INBOX = "SELECT message_id, trace_id, state FROM omni_inbox"
@@ -50,6 +52,15 @@ class DatabaseReader:
             traces=traces,
             inbox=tuple(row for row in inbox if row.message_id in wanted),
             outbox=tuple(row for row in outbox if row.trace_id in trace_ids),
+        )
+
+    def disagreements(self) -> tuple[str, ...]:
+        """What ``omni traces verify --all`` would find wrong, one line each."""
+        return tuple(
+            f"{row.trace_id[:8]}: {disagreement}"
+            for page in SqlTracePages(self._database).walk()
+            for row, payloads in page
+            for disagreement in check_trace(row, payloads).disagreements
         )
 
     def open_trace_ids(self, message_ids: Collection[str]) -> set[str]:

@@ -15,7 +15,7 @@ BESIDES_S = 4.0
 """What stopping may take beside the deadline for running answers: closing, storing, leaving, on a busy machine."""
 
 
-@pytest.mark.parametrize(("deadline_ms", "chunk_gap_s"), [(3_000, 0.012), (300, 0.08)], ids=["time enough", "cut off"])
+@pytest.mark.parametrize(("deadline_ms", "chunk_gap_s"), [(3_000, 0.012), (200, 0.05)], ids=["time enough", "cut off"])
 async def test_a_stop_in_the_middle_leaves_nothing_open_and_loses_nothing(
     tmp_path, seed: int, scale: Scale, deadline_ms: int, chunk_gap_s: float
 ) -> None:

@@ -91,11 +91,12 @@ async def test_an_answer_arrives_bubble_by_bubble_and_its_trace_is_shown(phone, 
     await expect(page.locator(".bubble.agent .body")).to_have_text(paragraphs)
     await expect(page.locator(".bubble .tick[data-state=read]")).to_have_count(5, timeout=15_000)
     await expect(page.locator("#messages tbody tr td:last-child")).to_have_text(["read"] * 4, timeout=15_000)
+    await expect(page.locator("#headline")).to_contain_text("read after", timeout=15_000)
     headline = await page.locator("#headline").text_content()
     document = next(iter(gateway.documents.values())).document()
     assert re.fullmatch(
         rf"streamed in [\d.]+ m?s: 743 characters in {len(document['streaming_chunks'])} chunks, "
-        r"first token after \d+ ms, 4 messages delivered",
+        r"first token after \d+ ms, 4 messages delivered, read after [\d.]+ m?s",
         headline,
     )
     assert await page.locator("#picture .chunks line").count() == len(document["streaming_chunks"])
@@ -220,8 +221,8 @@ async def test_a_page_from_elsewhere_asks_for_the_key(phone, open_page):
 
 async def test_durations_keep_the_digits_that_tell_them_apart(open_page):
     page = await open_page()
-    read = "async (values) => values.map((await import('./static/trace_panel.js')).duration)"
-    assert await page.evaluate(read, [None, 0.4, 999.4, 1234, 61_234, 61_789, 720_000]) == [
+    read = "async (values) => values.map((await import('./static/duration.js')).duration)"
+    assert await page.evaluate(read, [None, 0.4, 999.4, 1234, 61_234, 61_789, 720_000, 8_000_000, 2_592_000_000]) == [
         "unknown",
         "0 ms",
         "999 ms",
@@ -229,4 +230,33 @@ async def test_durations_keep_the_digits_that_tell_them_apart(open_page):
         "61.2 s",
         "61.8 s",
         "12.0 min",
+        "2.2 h",
+        "30.0 d",
     ]
+
+
+async def test_a_message_read_days_later_leaves_the_stream_its_room(open_page):
+    """The picture is of the turn; what comes long after it is an arrow at its edge and a figure in the table."""
+    page = await open_page()
+    draw = """async (reads) => {
+        const { drawStream, EXAMPLE } = await import('./static/stream_picture.js');
+        const place = document.createElement('div');
+        place.style.width = '600px';
+        document.body.append(place);
+        const messages = EXAMPLE.delivery.messages.map((message, n) => ({ ...message, read_ms: reads[n] }));
+        drawStream(place, document.createElement('p'), { ...EXAMPLE, delivery: { messages } });
+        const stream = place.querySelector('rect.stream').width.baseVal.value;
+        const drawn = [place.querySelectorAll('circle.read').length, place.querySelectorAll('.later').length];
+        return [stream > 250, ...drawn, place.querySelector('.message:last-of-type title').textContent];
+    }"""
+    words = "message 3: queued 2970 ms, accepted 3050 ms, delivered 3480 ms, read"
+    assert await page.evaluate(draw, [2500, 3400, 4100]) == [True, 3, 0, f"{words} 4100 ms"]
+    assert await page.evaluate(draw, [2500, 3400, 2_592_000_000]) == [True, 2, 1, f"{words} 30.0 d"]
+
+
+async def test_a_turn_that_never_streamed_is_told_in_the_documents_own_words(open_page):
+    page = await open_page()
+    tell = "async (trace) => (await import('./static/trace_panel.js')).headline(trace)"
+    over = {"timeline": {"completed_ms": 40.2}, "streaming_chunks": [], "headline": "error at agent_request; no answer"}
+    assert await page.evaluate(tell, over) == "error at agent_request; no answer"
+    assert await page.evaluate(tell, {"timeline": {}, "headline": "not answered"}) == "The agent is thinking…"

@@ -13,6 +13,7 @@ from omni.tracing.events import (
     ChunkReceived,
     FirstTokenSeen,
     MessageSettled,
+    ReceiptSeen,
     StreamCompleted,
     StreamFailed,
     TurnEnded,
@@ -60,6 +61,7 @@ def joke():
             status="accepted",
             queued_ns=queued * MS,
             accepted_ns=accepted * MS,
+            key_id=f"K{index}",
             first_chunk=index * 2,
             last_chunk=index * 3 + 1,
         )
@@ -73,7 +75,67 @@ def test_stream_is_drawn_with_its_gaps_and_messages():
         "stream      ▸·········█···▁···▄···▄···▁···▪",
         "message 1                 ◆━●",
         "message 2                                 ◆━━━━━━━━━●",
-        "            ▸ request  ▁█ chunks by size  ▪ end  ◆ queued  ● accepted   longest gap 60 ms",
+        "            ▸ request  ▁█ chunks by size  ▪ end",
+        "            ◆ queued  ● accepted  longest gap 60 ms",
+    ]
+
+
+def receipts(*told):
+    for key_id, status, at_ms in told:
+        yield ReceiptSeen(mono_ns=at_ms * MS, key_id=key_id, status=status)
+
+
+def test_receipts_are_drawn_behind_the_messages_they_confirm():
+    """Two columns may not hide a mark: each stands in one of its own, in the order it happened."""
+    told = [("K0", "delivered", 450), ("K0", "read", 800), ("K1", "delivered", 800), ("K1", "read", 800)]
+    lines = [line.plain.rstrip() for line in draw_stream(document([*joke(), *receipts(*told)]), 41)]
+    assert lines == [
+        "            0                   400            800 ms",
+        "stream      ▸······█··▁··▄··▄··▁··▪",
+        "message 1             ◆━●─────────✓·················◉",
+        "message 2                         ◆━━━━━━━●────────✓◉",
+        "            ▸ request  ▁█ chunks by size  ▪ end",
+        "            ◆ queued  ● accepted  ✓ delivered  ◉ read",
+        "            longest gap 60 ms",
+    ]
+
+
+def test_a_receipt_days_later_leaves_the_stream_its_room():
+    told = [("K0", "delivered", 700), ("K0", "read", 30 * 86_400_000), ("K1", "delivered", 86_400_000)]
+    lines = [line.plain.rstrip() for line in draw_stream(document([*joke(), *receipts(*told)]), 41)]
+    assert lines[:4] == [
+        "            0                   350            700 ms",
+        "stream      ▸·······█···▁··▄··▄···▁··▪",
+        "message 1               ◆●─────────────────────────✓→",
+        "message 2                            ◆━━━━━━━━●─────→",
+    ]
+
+
+def test_the_table_tells_when_each_message_was_delivered_and_read():
+    told = [("K0", "delivered", 450), ("K0", "read", 30 * 86_400_000), ("K1", "delivered", 7_300_000)]
+    console = Console(width=112, record=True, file=StringIO())
+    draw_document(document([*joke(), *receipts(*told)]), console)
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert lines[-3:] == [
+        "message  chunks    queued  accepted  delivered    read  status     text",
+        "      1     0-1  210.0 ms  240.0 ms   450.0 ms  30.0 d  read       Why do programmers prefer…",
+        "      2     2-4  450.0 ms  600.0 ms      2.0 h       ?  delivered  Because light attracts bu…",
+    ]
+    assert max(len(line) for line in lines) <= 112
+
+
+def test_a_terminal_without_room_for_every_column_gets_a_line_for_the_times():
+    console = Console(width=80, record=True, file=StringIO())
+    draw_document(document([*joke(), *receipts(("K0", "delivered", 450), ("K0", "read", 800))]), console)
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert lines[-7:] == [
+        "message 1  read",
+        "210.0 ms to 240.0 ms, delivered 450.0 ms, read 800.0 ms",
+        "Why do programmers prefer dark mode?",
+        "",
+        "message 2  accepted",
+        "450.0 ms to 600.0 ms",
+        "Because light attracts bugs! 🐛",
     ]
 
 

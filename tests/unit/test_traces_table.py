@@ -5,6 +5,7 @@ from io import StringIO
 
 import pytest
 import typer
+from msgspec.structs import replace
 from rich.console import Console
 
 from omni.cli import main
@@ -22,20 +23,23 @@ ROW = TraceRow(
 )
 
 
+WORDS = {"incomplete", "timeout", "failed"}
+
+
 def drawn(width: int) -> list[list[str]]:
     console = Console(width=width, record=True, file=StringIO())
-    console.print(_table([ROW], num_columns=width))
+    console.print(_table([ROW], {}, num_columns=width))
     return [line.split("  ") for line in console.export_text().splitlines()]
 
 
 @pytest.mark.parametrize(
     ("width", "names"),
     [
-        (100, ["trace", "received UTC", "instance", "status", "agent ms", "total ms", "chars", "error"]),
-        (72, ["trace", "received UTC", "status", "agent ms", "total ms", "chars", "error"]),
-        (60, ["trace", "received UTC", "status", "total ms", "chars"]),
-        (50, ["trace", "received UTC", "status", "total ms"]),
-        (30, ["trace", "status", "total ms"]),
+        (100, ["trace", "received UTC", "instance", "ending", "agent ms", "total ms", "chars", "error"]),
+        (72, ["trace", "received UTC", "ending", "agent ms", "total ms", "chars", "error"]),
+        (60, ["trace", "received UTC", "ending", "total ms", "chars"]),
+        (50, ["trace", "received UTC", "ending", "total ms"]),
+        (30, ["trace", "ending", "total ms"]),
     ],
 )
 def test_columns_give_way_whole(width: int, names: list[str]):
@@ -44,6 +48,20 @@ def test_columns_give_way_whole(width: int, names: list[str]):
     assert header == names
     assert "2,345,678" in row
     assert ("1,234,567" in row) == ("agent ms" in names)
+
+
+def test_traces_that_failed_at_one_stage_are_told_apart_by_their_ending():
+    """Older readers know no more than "failed"; a stream that broke off and one that fell silent fail at the same stage."""
+    rows = [replace(ROW, trace_id=name, status="failed", error_stage="streaming_error") for name in ("a", "b", "c")]
+    console = Console(width=100, record=True, file=StringIO())
+    console.print(_table(rows, {"a": "incomplete", "b": "timeout", "c": None}, num_columns=100))
+
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert [(line[0], next(word for word in line if word in WORDS)) for line in lines[1:]] == [
+        ("a", "incomplete"),
+        ("b", "timeout"),
+        ("c", "failed"),
+    ]
 
 
 def test_a_name_is_never_markup():

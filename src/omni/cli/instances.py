@@ -70,6 +70,11 @@ def add_instance(
     timeout: Annotated[
         int, typer.Option(min=1, max=3600, help="Seconds of silence before the agent is given up.")
     ] = 60,
+    language: Annotated[str | None, typer.Option(help="Language of its notices, en or pt; else LANGUAGE.")] = None,
+    notice: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND=TEXT", help="Its own words for one kind of notice; repeat it for several."),
+    ] = None,
 ) -> None:
     """Add a WhatsApp instance answered by a Hive agent or team."""
     values = _checked({
@@ -85,6 +90,8 @@ def add_instance(
         "agent_type": "team" if team else "agent",
         "agent_stream_mode": stream,
         "agent_timeout": timeout,
+        "language": language,
+        "notice_texts": _notice_texts(notice),
     })  # fmt: skip
     with open_database() as database:
         SqlInstanceStore(database).create(values)
@@ -101,12 +108,23 @@ def remove_instance(name: Annotated[str, typer.Argument(help="The instance's nam
     typer.echo(f"removed {name}")
 
 
+def _notice_texts(notices: list[str] | None) -> dict[str, str] | None:
+    """Texts by kind, from KIND=TEXT. Raises typer.BadParameter."""
+    parted = [notice.partition("=") for notice in notices or ()]
+    if not all(sign for _, sign, _ in parted):
+        raise typer.BadParameter("must be KIND=TEXT", param_hint="--notice")
+    return {kind.strip(): text for kind, _, text in parted} or None
+
+
 def _checked(values: dict[str, Any]) -> dict[str, Any]:
     """The column values, judged as the REST API judges them. Raises typer.BadParameter."""
     try:
         return new_instance_values(InstanceForm.model_validate(values))[0]
     except ValidationError as exc:
-        problems = [f"{error['loc'][0]}: {str(error['msg']).removeprefix('Value error, ')}" for error in exc.errors()]
+        problems = [
+            f"{'.'.join(map(str, error['loc']))}: {str(error['msg']).removeprefix('Value error, ')}"
+            for error in exc.errors()
+        ]
         raise typer.BadParameter("; ".join(problems)) from exc
 
 

@@ -3,6 +3,7 @@
 ``omni traces verify`` is in ``verify``.
 """
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from omni.cli.picture import draw_document
 from omni.cli.trace_names import find_trace
 from omni.cli.verify import verify_traces
 from omni.clock import SystemClock, wall_datetime
+from omni.model import Ending
 from omni.ports import TraceFilter, TraceRow
 from omni.store.queries import SqlTraceReader
 from omni.tracing.document import streaming_document
@@ -25,12 +27,14 @@ from omni.tracing.stored import read_stored_trace
 traces_app = typer.Typer(help="Read traces.", no_args_is_help=True)
 traces_app.command("verify")(verify_traces)
 
-_COLUMNS = ("trace", "received UTC", "instance", "status", "agent ms", "total ms", "chars", "error")
+_COLUMNS = ("trace", "received UTC", "instance", "ending", "agent ms", "total ms", "chars", "error")
 # What a narrow terminal leaves out, first to last; and the names that are cut before anything is left out.
 _EXPENDABLE = ("instance", "error", "agent ms", "chars", "received UTC")
 _LEAST_NAME_COLUMNS = {"instance": 6, "error": 5}
 _GAP_COLUMNS = 2
-_STATUS_STYLE = {"completed": "green", "failed": "red", "error": "red"}
+_OPEN_STATUSES = frozenset({"received", "processing", "agent_called", "?"})
+# Traces whose payloads are read together to learn how they ended.
+_BATCH = 200
 
 
 @traces_app.command("list")
@@ -46,17 +50,20 @@ def list_traces(
     """List traces, newest first."""
     since = None if hours is None else _hours_ago(hours)
     with open_database() as database:
-        rows = SqlTraceReader(database).list_traces(
+        reader = SqlTraceReader(database)
+        rows = reader.list_traces(
             TraceFilter(instance_name=instance, phone=phone, status=status, received_from=since, limit=limit)
         )
+        ending_by_id = _endings(reader, rows)
     if as_json:
-        typer.echo(msgspec.json.encode(rows).decode())
+        told = [{**msgspec.structs.asdict(row), "ending": ending_by_id[row.trace_id]} for row in rows]
+        typer.echo(msgspec.json.encode(told).decode())
         return
     console = Console()
     if not rows:
         console.print("no traces")
         return
-    console.print(_table(rows, num_columns=console.width))
+    console.print(_table(rows, ending_by_id, num_columns=console.width))
 
 
 @traces_app.command("show")
@@ -89,9 +96,21 @@ def _hours_ago(hours: float) -> datetime:
     raise typer.BadParameter("must be a number of hours that reaches back to a date", param_hint="--hours")
 
 
-def _table(rows: list[TraceRow], *, num_columns: int) -> Table:
+def _endings(reader: SqlTraceReader, rows: list[TraceRow]) -> dict[str, Ending | None]:
+    """How each trace ended: more than the status of its row tells. None while it is open."""
+    endings: dict[str, Ending | None] = {}
+    for start in range(0, len(rows), _BATCH):
+        portion = rows[start : start + _BATCH]
+        payloads = reader.get_payloads_of([row.trace_id for row in portion])
+        for row in portion:
+            stored = read_stored_trace(row, payloads.get(row.trace_id, []))
+            endings[row.trace_id] = stored.timeline.ending
+    return endings
+
+
+def _table(rows: list[TraceRow], ending_by_id: Mapping[str, Ending | None], *, num_columns: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    lines = [_cells(row) for row in rows]
+    lines = [_cells(row, ending_by_id.get(row.trace_id)) for row in rows]
     shown = _columns_that_fit(lines, num_columns)
     for name, width in shown.items():
         side: JustifyMethod = "right" if name.endswith(("ms", "chars")) else "left"
@@ -112,13 +131,14 @@ def _columns_that_fit(lines: list[dict[str, Text]], num_columns: int) -> dict[st
     return widths
 
 
-def _cells(row: TraceRow) -> dict[str, Text]:
-    status = row.status or "?"
+def _cells(row: TraceRow, ending: Ending | None) -> dict[str, Text]:
+    told = ending or row.status or "?"
+    style = "green" if told == "completed" else "yellow" if told in _OPEN_STATUSES else "red"
     return {
         "trace": Text(row.trace_id[:8]),
         "received UTC": Text("?" if row.received_at is None else f"{row.received_at:%m-%d %H:%M:%S}"),
         "instance": Text(row.instance_name or "?"),
-        "status": Text(status, style=_STATUS_STYLE.get(status, "yellow")),
+        "ending": Text(told, style=style),
         "agent ms": Text(_number(row.agent_processing_time_ms)),
         "total ms": Text(_number(row.total_processing_time_ms)),
         "chars": Text(_number(row.agent_response_length)),

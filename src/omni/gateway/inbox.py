@@ -50,7 +50,8 @@ class StopsChats(Protocol):
 class Inbox:
     """Takes webhooks: turns go to ``queues``, receipts to ``receipts``, Evolution's word of what it sent to ``note_echo``.
 
-    Used on the event loop only. ``num_by_verdict`` counts webhooks by reason, those with none by status.
+    Used on the event loop only. ``num_by_verdict`` counts webhooks by reason, those with none by status, and those that were
+    to come again as ``refused``.
     """
 
     def __init__(
@@ -95,7 +96,11 @@ class Inbox:
         Of several messages in one webhook each is decided about; the verdict is that of the first that becomes a turn. When one
         of them cannot be taken, Evolution brings all again, and those taken are repeats then.
         """
-        verdict = await self._decide(instance, body)
+        try:
+            verdict = await self._decide(instance, body)
+        except InboxFull:
+            self.num_by_verdict["refused"] += 1
+            raise
         self.num_by_verdict[verdict.reason or verdict.status] += 1
         return verdict
 

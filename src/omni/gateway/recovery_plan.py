@@ -3,9 +3,10 @@
 Nothing a user has seen is done over. A message nobody saw an answer to is taken up again from the beginning, in the order the messages
 came; an answer of which a part may have gone out is finished as far as its text is known and then closed.
 
-    resume    part of the answer went out, or all of it was ready to: the rest is sent, and no agent is asked again
+    resume    part of the answer went out, or all of it was ready to: the rest is sent, and no agent is asked again;
+              so with a question that cannot be asked again: what there is of its answer is sent, and its user told
     take_up   nothing went out: the question is asked anew, on a trace of its own
-    give_up   it is not asked again: it is too old by now, was begun too often, or its user had asked to stop
+    give_up   nobody is told any more: it is too old by now, or its user had asked to stop
     settle    outgoing messages that nobody will send any more
     close     traces that are open: every one of the dead process, those of resumed answers included
 """
@@ -21,18 +22,22 @@ from omni.records import InboxRecord, OutboxRecord
 
 
 class Resumption(Struct, frozen=True, kw_only=True):
-    """An answer to finish. ``outbox`` holds its messages by index; ``is_text_complete`` that the agent had said everything."""
+    """An answer to finish. ``outbox`` holds its messages by index; ``is_text_complete`` that the agent had said everything.
+
+    ``reason`` is why it is not asked again although nothing of it went out, None where something may have.
+    """
 
     record: InboxRecord
     outbox: Sequence[OutboxRecord]
-    is_text_complete: bool
+    is_text_complete: bool = False
+    reason: Literal["taken_too_often", "unreadable"] | None = None
 
 
 class GivenUp(Struct, frozen=True, kw_only=True):
-    """A message that is not asked again, and why."""
+    """A message that is not answered any more, and why."""
 
     record: InboxRecord
-    reason: Literal["too_old", "taken_too_often", "stopped"]
+    reason: Literal["too_old", "stopped"]
 
 
 class RecoveryPlan(Struct, frozen=True, kw_only=True):
@@ -59,15 +64,17 @@ def plan_recovery(left: LeftWork, *, now: datetime, max_age_s: int, max_takes: i
             # The user had asked to stop: there is a word of farewell, and nothing to finish.
             give_up.append(GivenUp(record=record, reason="stopped"))
         elif record.state == "delivering" or any(row.state in ("sending", "accepted", "failed") for row in rows):
-            is_complete = record.state == "delivering"
-            resume.append(Resumption(record=record, outbox=rows, is_text_complete=is_complete))
-            outbox_by_trace.pop(record.trace_id, None)
-        elif record.message is None or _age_s(record, now) > max_age_s:
+            resume.append(Resumption(record=record, outbox=rows, is_text_complete=record.state == "delivering"))
+        elif _age_s(record, now) > max_age_s:
             give_up.append(GivenUp(record=record, reason="too_old"))
+        elif record.message is None:
+            resume.append(Resumption(record=record, outbox=rows, reason="unreadable"))
         elif record.num_takes >= max_takes:
-            give_up.append(GivenUp(record=record, reason="taken_too_often"))
+            resume.append(Resumption(record=record, outbox=rows, reason="taken_too_often"))
         else:
             take_up.append(record)
+    for item in resume:
+        outbox_by_trace.pop(item.record.trace_id, None)
     unsettled = [row for rows in outbox_by_trace.values() for row in rows if row.state in ("queued", "sending")]
     return RecoveryPlan(resume=resume, take_up=take_up, give_up=give_up, settle=unsettled, close=list(left.open_traces))
 

@@ -10,6 +10,7 @@ from omni.clock import Clock
 from omni.errors import StoreError
 from omni.settings import Settings
 from omni.store.database import Database
+from omni.store.draining import RefusalListeners
 from omni.store.ledger import LedgerWriter
 from omni.store.ledger_reader import SqlLedgerReader
 from omni.store.ledger_writes import SqlLedgerSink
@@ -51,6 +52,7 @@ class DurableStore:
             reader=SqlLedgerReader(database, clock=clock),
             spool_max_bytes=spool_bytes,
         )
+        self.gate.report_refusals(RefusalListeners(traces=self.recorder.note_refused, ledger=self.ledger.note_refused))
         self.gate.start()
         self.ledger.start()
         self.recorder.start()

@@ -6,21 +6,25 @@ nobody. Encoding and SQL happen in the thread, never on a loop.
 
 It refuses at once when too much waits: who hears no is better off than who waits for longer than his caller does. What nobody will
 bring again, because the message it tells of is on its way, is kept in memory while neither database nor spool takes it, the newest
-version of each row, and offered again every second.
+version of each row, up to a bound. It is offered again behind the next group that is stored, and every second.
 """
 
 import asyncio
 import logging
 import threading
 from collections.abc import Sequence
+from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Protocol
+
+from msgspec import Struct
 
 from omni.clock import NS_PER_S, Clock
 from omni.errors import StoreError
 from omni.ports import LedgerOp, PutInbound, PutOutbound, PutReceipt
 from omni.settings import Settings
 from omni.store.draining import faults_as_refusals
+from omni.tracing.losses import memory_bytes
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +32,10 @@ log = logging.getLogger(__name__)
 _GROUP_SIZE = 500
 # Posts that failed are reported once in this many seconds; the count is exact all the same.
 _LOG_EVERY_NS = 60 * NS_PER_S
-# How often rows that are kept are offered again.
+# How often rows that are kept are offered again while nothing else is stored.
 _OFFER_AGAIN_S = 1.0
-# Rows kept at most: a thousand bytes each, and a few for each message on its way.
-_MAX_KEPT = 20_000
+# Memory for rows that are kept: a thousand bytes each, as long as nobody writes novels.
+_MAX_KEPT_BYTES = 16_000_000
 # Each waiting message has a few operations under way: stored, queued, sending, sent.
 _WAITING_PER_MESSAGE = 4
 
@@ -62,7 +66,10 @@ class LedgerWriter:
         self._is_open = False
         self._gate = threading.Lock()
         self._last_log_ns: int | None = None
-        self._kept: dict[tuple[str, ...], LedgerOp] = {}
+        self._kept: dict[tuple[str, ...], _Kept] = {}
+        self._kept_bytes = 0
+        self._is_catching_up = False
+        self._is_given_up = False
         self.num_failed = 0
 
     @property
@@ -75,6 +82,11 @@ class LedgerWriter:
         """Rows in memory that neither database nor spool took yet."""
         return len(self._kept)
 
+    @property
+    def kept_bytes(self) -> int:
+        """About how much memory they need."""
+        return self._kept_bytes
+
     def start(self) -> None:
         """Start the thread. Calling it again does nothing."""
         if self._thread is None:
@@ -83,7 +95,10 @@ class LedgerWriter:
             self._thread.start()
 
     def stop(self, *, deadline_s: float = 5.0) -> bool:
-        """Store what waits and end the thread; True when that was done in time. What is put afterwards is refused. Blocks."""
+        """Store what waits and end the thread; True when that was done in time. What is put afterwards is refused. Blocks.
+
+        What the store does not take any more is counted as failed.
+        """
         thread = self._thread
         if thread is None:
             return True
@@ -93,6 +108,7 @@ class LedgerWriter:
                 self._queue.put(None)
         thread.join(deadline_s)
         if thread.is_alive():
+            self._is_given_up = True
             self._refuse_waiting()
             return False
         self._thread = None
@@ -112,6 +128,10 @@ class LedgerWriter:
         """Store one operation for a caller who does not wait. From any thread; never blocks, never raises."""
         self._enqueue(_Waiting(op, None))
 
+    def note_refused(self, num_refused: int) -> None:
+        """Count operations the spool had taken and the database then refused for good. From any thread."""
+        self._note_failed(num_refused, StoreError("The database refused what came from the spool."))
+
     def _enqueue(self, waiting: "_Waiting") -> None:
         # The lock is held for a moment only, and keeps anything from being put behind the end of the queue.
         with self._gate:
@@ -121,7 +141,7 @@ class LedgerWriter:
         error = StoreError(
             "Too many records wait to be stored." if self._is_open else "The ledger is closed.", retryable=True
         )
-        self._note_failed([waiting], error)
+        self._note_failed(1, error)
         if waiting.future is not None:
             waiting.future.set_exception(error)
 
@@ -129,16 +149,21 @@ class LedgerWriter:
         is_last = False
         while not is_last:
             group, is_last = self._next_group()
+            is_stored = True
             if group:
-                _wake(group, self._store(group))
-            if self._kept and (is_last or not group):
+                verdicts = self._store(group)
+                _wake(group, verdicts)
+                is_stored = not any(isinstance(verdict, StoreError) and verdict.retryable for verdict in verdicts)
+            if self._kept and is_stored:
                 self._offer_kept(is_last=is_last)
+        self._lose_kept()
 
     def _next_group(self) -> "tuple[list[_Waiting], bool]":
         """What waits, and whether it is the last; empty when it is time to offer again what is kept."""
         group: list[_Waiting] = []
         try:
-            waiting = self._queue.get(timeout=self._offer_again_s if self._kept else None)
+            pause_s = 0.0 if self._is_catching_up else self._offer_again_s
+            waiting = self._queue.get(timeout=pause_s if self._kept else None)
             while waiting is not None:
                 group.append(waiting)
                 if len(group) == _GROUP_SIZE:
@@ -153,7 +178,7 @@ class LedgerWriter:
             return list(self._write([waiting.op for waiting in group]))
         except StoreError as exc:
             if exc.retryable or len(group) == 1:
-                self._note_failed([waiting for waiting in group if not (exc.retryable and self._keep(waiting))], exc)
+                self._note_failed(sum(not (exc.retryable and self._keep(waiting)) for waiting in group), exc)
                 return [exc] * len(group)
         # One of them cannot be stored; the others need not suffer for it.
         return [verdict for waiting in group for verdict in self._store([waiting])]
@@ -169,34 +194,41 @@ class LedgerWriter:
             return False
         key = _identity(op)
         known = self._kept.get(key)
-        if known is None and len(self._kept) >= _MAX_KEPT:
+        if known is not None and known.op.record.version >= op.record.version:
+            return True
+        size_bytes = memory_bytes([op])
+        grown_bytes = size_bytes - (0 if known is None else known.size_bytes)
+        if self._kept_bytes + grown_bytes > _MAX_KEPT_BYTES:
             return False
-        if known is None or known.record.version < op.record.version:
-            self._kept[key] = op
+        self._kept[key] = _Kept(op, size_bytes)
+        self._kept_bytes += grown_bytes
         return True
 
     def _offer_kept(self, *, is_last: bool) -> None:
-        keys = list(self._kept)
-        for start in range(0, len(keys), _GROUP_SIZE):
-            some = keys[start : start + _GROUP_SIZE]
-            try:
-                self._write([self._kept[key] for key in some])
-            except StoreError as exc:
-                if exc.retryable and not is_last:
-                    return
-                # Refused for good, or there is no later: each by itself, so that one costs no other.
-                self._offer_each(some)
-            else:
-                for key in some:
-                    del self._kept[key]
+        """Offer what is kept: one portion between two groups, all of it at the end, until the store does not take it."""
+        self._is_catching_up = True
+        while self._kept and self._is_catching_up and not self._is_given_up:
+            self._is_catching_up = self._is_portion_stored(list(islice(self._kept, _GROUP_SIZE)))
+            if not is_last:
+                return
 
-    def _offer_each(self, keys: Sequence[tuple[str, ...]]) -> None:
+    def _is_portion_stored(self, keys: Sequence[tuple[str, ...]]) -> bool:
+        try:
+            self._write([self._kept[key].op for key in keys])
+        except StoreError as exc:
+            if exc.retryable:
+                return False
+            if len(keys) > 1:  # one of them cannot be stored; the others need not suffer for it
+                return all(self._is_portion_stored([key]) for key in keys)
+            self._note_failed(1, exc)
         for key in keys:
-            op = self._kept.pop(key)
-            try:
-                self._write([op])
-            except StoreError as exc:
-                self._note_failed([_Waiting(op, None)], exc)
+            self._kept_bytes -= self._kept.pop(key).size_bytes
+        return True
+
+    def _lose_kept(self) -> None:
+        num_lost = len(self._kept)
+        self._kept, self._kept_bytes = {}, 0
+        self._note_failed(num_lost, StoreError("The ledger was stopped before this was stored.", retryable=True))
 
     def _refuse_waiting(self) -> None:
         left: list[_Waiting] = []
@@ -208,20 +240,27 @@ class LedgerWriter:
             if waiting is not None:
                 left.append(waiting)
         error = StoreError("The ledger was stopped before this was stored.", retryable=True)
-        self._note_failed(left, error)
+        self._note_failed(len(left), error)
         _wake(left, [error] * len(left))
         self._queue.put(None)
 
-    def _note_failed(self, group: "Sequence[_Waiting]", error: StoreError) -> None:
-        if not group:
+    def _note_failed(self, num_failed: int, error: StoreError) -> None:
+        if not num_failed:
             return
         with self._gate:
-            self.num_failed += len(group)
+            self.num_failed += num_failed
             now_ns = self._clock.mono_ns()
             if self._last_log_ns is not None and now_ns - self._last_log_ns < _LOG_EVERY_NS:
                 return
             self._last_log_ns = now_ns
         log.error("ledger_write_failed", extra={"num_failed_total": self.num_failed, "cause": error.sentence})
+
+
+class _Kept(Struct, frozen=True):
+    """An operation in memory, and about how much of that it needs."""
+
+    op: LedgerOp
+    size_bytes: int
 
 
 class _Waiting:

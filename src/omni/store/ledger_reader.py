@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from msgspec import Struct
 from sqlalchemy import (
     Column,
     ColumnElement,
@@ -56,16 +57,19 @@ class SqlLedgerReader:
         self._database = database
         self._clock = clock or SystemClock()
 
-    def take_over(self, dead: Collection[str], by: str) -> LeftWork:
+    def take_over(
+        self, dead: Collection[str], by: str, *, not_of: Collection[str] = (), with_receipts: bool = True
+    ) -> LeftWork:
         """Give what the ``dead`` left undone to the process ``by``, and return it.
 
-        So goes what is left of processes that were stopped in order, before their work was done. Receipts belong to nobody: those of
-        the last day whose message is not known come from whoever stored them.
+        So goes what is left of processes that were stopped in order, before their work was done; but nothing of those ``not_of``. Receipts
+        belong to nobody: ``with_receipts``, those of the last day whose message is not known come from whoever stored them.
         """
+        owner = _Change(dead=dead, not_of=not_of, by=by)
         with self._database.writing("taking work over") as connection:
-            inbox = _take(connection, omni_inbox, _INBOX_IS_OPEN, dead, by, in_order_of=omni_inbox.c.received_at)
-            outbox = _take(connection, omni_outbox, _OUTBOX_IS_OPEN, dead, by)
-            open_traces = _take(connection, omni_open_traces, None, dead, by)
+            inbox = _take(connection, omni_inbox, _INBOX_IS_OPEN, owner, in_order_of=omni_inbox.c.received_at)
+            outbox = _take(connection, omni_outbox, _OUTBOX_IS_OPEN, owner)
+            open_traces = _take(connection, omni_open_traces, None, owner)
             answer_ids = {row["answer_id"] for row in outbox}
             # Of open traces too: a turn can be done in the ledger before its trace has heard of its last message.
             trace_ids = {row["trace_id"] for row in (*inbox, *open_traces)}
@@ -73,7 +77,7 @@ class SqlLedgerReader:
                 *_rows_with(connection, omni_outbox.c.answer_id, answer_ids),
                 *_rows_with(connection, omni_outbox.c.trace_id, trace_ids),
             ]
-            receipts = self._unjoined_receipts(connection)
+            receipts = self._unjoined_receipts(connection) if with_receipts else []
         by_uid = {row["message_uid"]: outbox_record(row) for row in messages}
         return LeftWork(
             inbox=[inbox_record(row) for row in inbox],
@@ -157,19 +161,27 @@ class SqlLedgerReader:
                 return num_deleted
 
 
+class _Change(Struct, frozen=True, kw_only=True):
+    """Whose work changes hands, and who has it then."""
+
+    dead: Collection[str]
+    not_of: Collection[str]
+    by: str
+
+
 def _take(
     connection: Connection,
     table: Table,
     is_open: TextClause | None,
-    dead: Collection[str],
-    by: str,
+    change: _Change,
     *,
     in_order_of: Column[Any] | None = None,
 ) -> Sequence[RowMapping]:
     """Make rows ours and return them as they were."""
     owner, key = table.c.process_id, list(table.primary_key)
     stopped = select(omni_processes.c.process_id).where(omni_processes.c.stopped_at.is_not(None))
-    wanted = select(table).where(owner != by, or_(owner.in_(list(dead)), owner.in_(stopped)))
+    is_left = or_(owner.in_(list(change.dead)), owner.in_(stopped))
+    wanted = select(table).where(owner.not_in([change.by, *change.not_of]), is_left)
     if is_open is not None:
         wanted = wanted.where(is_open)
     # Locked where the database locks rows: who comes second waits and then finds them taken.
@@ -178,7 +190,7 @@ def _take(
     if rows:
         is_row = [column == bindparam(f"key_{column.name}") for column in key]
         keys = [{f"key_{column.name}": row[column.name] for column in key} for row in rows]
-        connection.execute(update(table).where(*is_row).values(process_id=by), keys)
+        connection.execute(update(table).where(*is_row).values(process_id=change.by), keys)
     return rows
 
 

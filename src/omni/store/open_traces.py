@@ -32,7 +32,8 @@ class TraceBooks:
             " ON CONFLICT (process_id) DO UPDATE SET last_batch = excluded.last_batch"
         )
         only_once = " WHERE omni_processes.last_batch < excluded.last_batch"
-        self._turn_own_page = f"{enter}, heartbeat_at = excluded.heartbeat_at{only_once}"
+        # One that had been taken for dead is at work again.
+        self._turn_own_page = f"{enter}, heartbeat_at = excluded.heartbeat_at, stopped_at = NULL{only_once}"
         # A batch stored on behalf of a process that is gone is no sign of its life.
         self._turn_page = enter + only_once
         self.open_sql = (

@@ -102,4 +102,7 @@ class ProcessLocks:
 
 
 def _unusable(folder: Path, exc: OSError) -> StoreError:
-    return StoreError(f"The folder {folder} cannot hold the locks of processes ({exc.strerror}).")
+    return StoreError(
+        f"The folder {folder} cannot hold the locks of processes ({exc.strerror}); "
+        "AUTOMAGIK_OMNI_SQLITE_DATABASE_PATH says which data folder is used, with any database."
+    )

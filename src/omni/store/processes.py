@@ -3,18 +3,23 @@
 A process has a row, a lock file and, while the database is away, a spool. On its own machine it is dead when its lock can be taken, at
 once; from another, where the lock file is not to be seen, when its heartbeat is too old. Who finds a dead one holds its lock until
 its work is taken over, so that two processes that start at once do not both empty its spool.
+
+An old heartbeat is no proof: a machine that cannot reach the database answers people all the same, from its spool. A process that starts
+believes it soon, because nothing waits longer than what waits for a start; one that runs gives the other more time, and looks twice, for
+a database that was away for everybody has nobody's heartbeats.
 """
 
 import logging
 import socket
-from collections.abc import Collection
-from datetime import timedelta
+from collections.abc import Collection, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
+from msgspec import Struct
 from sqlalchemy import Connection, delete, insert, literal_column, select, update
 
-from omni.clock import Clock, wall_datetime
+from omni.clock import NS_PER_S, Clock, wall_datetime
 from omni.errors import StoreError
 from omni.store.database import Database
 from omni.store.open_traces import DATABASE_NOW
@@ -24,7 +29,13 @@ from omni.store.schema import UtcDateTime, omni_processes
 log = logging.getLogger(__name__)
 
 HEARTBEAT_MAX_AGE_S = 60
-"""Seconds without a heartbeat after which a process of another machine is taken for dead; heartbeats come every few."""
+"""Seconds without a heartbeat after which a process that starts takes one of another machine for dead; heartbeats come every few."""
+
+SILENT_FOR_S = 300
+"""The same for a process that looks again while it runs."""
+
+LOOKS_APART_S = 45.0
+"""Two looks further apart than this are not one after the other: looks between them failed, and so may have heartbeats."""
 
 _SPOOL_SUFFIX = ".db"
 _SPOOL_SIDE_FILES = ("-wal", "-shm")
@@ -44,6 +55,7 @@ class ProcessRegistry:
         self._locks = ProcessLocks(folder)
         self._now = literal_column(DATABASE_NOW[database.dialect], UtcDateTime())
         self._process_id: str | None = None
+        self._last_look: _Look | None = None
 
     @property
     def process_id(self) -> str:
@@ -81,7 +93,10 @@ class ProcessRegistry:
                 self._enter(connection, self.process_id)
 
     def find_dead(self) -> list[str]:
-        """The processes that ended without saying so, and those that left a spool. Their locks are ours until ``forget``."""
+        """The processes that ended without saying so, and those that left a spool. Their locks are ours until ``forget``.
+
+        May be called again and again; from the second time on, heartbeats of other machines are judged with more patience.
+        """
         in_folder = self._locks.list_ids() | self._spool_ids()
         in_folder.discard(self.process_id)
         dead = [process_id for process_id in sorted(in_folder) if self._locks.claim(process_id)]
@@ -148,9 +163,27 @@ class ProcessRegistry:
         )
         with self._database.reading("looking for dead processes", wait_ms=self._wait_ms) as connection:
             rows = connection.execute(wanted.order_by(processes.process_id)).all()
-        max_age = timedelta(seconds=HEARTBEAT_MAX_AGE_S)
+        before, self._last_look = (
+            self._last_look,
+            _Look(self._clock.mono_ns(), {process_id: heartbeat_at for process_id, heartbeat_at, _ in rows}),
+        )
+        max_age = timedelta(seconds=HEARTBEAT_MAX_AGE_S if before is None else SILENT_FOR_S)
         return [
             process_id
             for process_id, heartbeat_at, now in rows
-            if process_id not in elsewhere_than and now - heartbeat_at > max_age
+            if process_id not in elsewhere_than
+            and now - heartbeat_at > max_age
+            and (before is None or self._was_so(before, process_id, heartbeat_at))
         ]
+
+    def _was_so(self, before: "_Look", process_id: str, heartbeat_at: datetime) -> bool:
+        """Whether the look just before this one saw the same heartbeat."""
+        is_just_before = self._clock.mono_ns() - before.at_ns <= LOOKS_APART_S * NS_PER_S
+        return is_just_before and before.heartbeats.get(process_id) == heartbeat_at
+
+
+class _Look(Struct, frozen=True):
+    """What one look at the others' heartbeats saw, and when (monotonic)."""
+
+    at_ns: int
+    heartbeats: Mapping[str, datetime]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from omni.clock import NS_PER_S, Clock
 from omni.errors import StoreError
 from omni.ports import LedgerOp, WriteOp
-from omni.store.draining import Drain, LedgerRows, TraceRows, faults_as_refusals
+from omni.store.draining import Drain, LedgerRows, RefusalListeners, TraceRows, faults_as_refusals
 from omni.store.spool import Spool, SpoolError
 
 log = logging.getLogger(__name__)
@@ -78,8 +78,12 @@ class StoreGate:
 
     @property
     def num_lost(self) -> int:
-        """Rows the database refused for good when they came from the spool, and entries that could not be read."""
+        """Entries that could not be read, and what the database refused for good when it came from the spool and nobody listens."""
         return self._drain.num_lost + self._drain.num_unreadable
+
+    def report_refusals(self, listeners: RefusalListeners) -> None:
+        """Say who counts what is refused for good. Call it before ``start``."""
+        self._drain.listeners = listeners
 
     def start(self) -> None:
         """Start the thread that tries the database and moves what was spooled. Calling it again does nothing."""

@@ -32,11 +32,22 @@ class ProcessLedgerReader:
         self._registry = registry
         self._reader = reader
         self._spool_max_bytes = spool_max_bytes
+        self._has_receipts = False
 
     def take_over(self) -> LeftWork:
-        """Make what dead processes left ours, and return it. Spools they left are stored first. Raises StoreError."""
-        dead = [process_id for process_id in self._registry.find_dead() if self._is_drained(process_id)]
-        left = self._reader.take_over(dead, self._registry.process_id)
+        """Make what dead processes left ours, and return it. Spools they left are stored first. Raises StoreError.
+
+        May be called again while the process runs. Receipts come the first time only: later, those that wait do so here.
+        """
+        found = self._registry.find_dead()
+        dead = [process_id for process_id in found if self._is_drained(process_id)]
+        left = self._reader.take_over(
+            dead,
+            self._registry.process_id,
+            not_of=set(found) - set(dead),
+            with_receipts=not self._has_receipts,
+        )
+        self._has_receipts = True
         for process_id in dead:
             self._forget(process_id)
         return left

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from omni.ports import InsertTrace, WriteOp
 from omni.tracing.losses import (
@@ -32,16 +32,27 @@ CountLoss = Callable[[LossCount, int, int], None]
 
 
 class Part(Struct, frozen=True):
-    """One trace's operations in a batch."""
+    """One trace's operations in a batch.
+
+    ``has_added_header``: the first is the trace's own row, which was refused once and goes along; ``is_bare``: that was tried, and the
+    store refused the two together.
+    """
 
     losses: LossCount
     ops: list[WriteOp]
+    has_added_header: bool = False
+    is_bare: bool = False
+
+    @property
+    def own_ops(self) -> list[WriteOp]:
+        """Those that would be missing if the part were given up."""
+        return self.ops[1:] if self.has_added_header else self.ops
 
 
 class Batch:
     """Operations of some traces that are stored together or not at all."""
 
-    __slots__ = ("is_bare", "is_stripped", "ops", "parts", "size_bytes")
+    __slots__ = ("is_bare", "is_offered", "is_stripped", "ops", "parts", "size_bytes")
 
     def __init__(self, parts: list[Part]) -> None:
         self.parts = parts
@@ -49,6 +60,7 @@ class Batch:
         self.size_bytes: int | None = None
         self.is_stripped = False
         self.is_bare = False
+        self.is_offered = False
 
     def replace_parts(self, parts: list[Part]) -> None:
         """Hold these operations instead."""
@@ -73,10 +85,13 @@ class HeldBatches:
         """About how much memory the batches hold that had to wait."""
         return self._measured_bytes
 
-    @property
-    def head(self) -> Batch:
-        """The batch to offer next."""
-        return self._batches[0]
+    def offer_head(self) -> Sequence[WriteOp]:
+        """The operations to offer next: from the first time on the same object, unchanged."""
+        batch = self._batches[0]
+        if not batch.is_offered:
+            batch.is_offered = True
+            self._add_headers(batch)
+        return batch.ops
 
     def add(self, parts: list[Part]) -> None:
         """Put operations behind the others."""
@@ -90,7 +105,10 @@ class HeldBatches:
 
     def drop_head(self) -> None:
         """The head is stored."""
-        self._forget_size(self._batches.popleft())
+        batch = self._batches.popleft()
+        self._forget_size(batch)
+        for part in batch.parts:
+            part.losses.note_stored(part.ops)
 
     def split_head(self) -> bool:
         """The store refused the head for good: put smaller pieces in its place; what cannot be made smaller is lost and counted.
@@ -123,7 +141,7 @@ class HeldBatches:
                 self._reduce(batch, only_essentials)
                 batch.is_bare = True
         while self._measured_bytes > max_bytes and len(self._batches) > 1:
-            self._lose(self._batches[-1])
+            self._lose(self._batches[-1], is_for_room=True)
             self._forget_size(self._batches.pop())
 
     def lose_all(self) -> None:
@@ -137,20 +155,45 @@ class HeldBatches:
         if len(batch.parts) > 1:
             return [Batch([part]) for part in batch.parts]
         (part,) = batch.parts
-        smaller = smallest_parts(part.ops)
+        smaller = smallest_parts(part.own_ops)
         if len(smaller) > 1:
             return [Batch([Part(part.losses, ops)]) for ops in smaller]
+        if part.has_added_header and smaller:
+            # Perhaps the row is there, and only the answer that said so was lost.
+            return [Batch([Part(part.losses, part.own_ops, is_bare=True)])]
         if any(holds_chunks(op) for op in part.ops):
             # The row that says how many they were may be acceptable.
-            return [Batch([self._counted(part, without_chunks)])]
-        self._lose(batch)
+            return [Batch([structs.replace(self._counted(part, without_chunks), is_bare=False)])]
+        if num_chunks(part.own_ops) or num_rows(part.own_ops):
+            self._lose(batch)
+        else:
+            # It was only to tell what is lost already.
+            part.losses.is_mute = True
         return []
 
-    def _lose(self, batch: Batch) -> None:
+    def _lose(self, batch: Batch, *, is_for_room: bool = False) -> None:
         for part in batch.parts:
-            self._count_loss(part.losses, num_chunks(part.ops), num_rows(part.ops))
-            if any(isinstance(op, InsertTrace) for op in part.ops):
-                part.losses.needs_header = True
+            losses = part.losses
+            if any(isinstance(op, InsertTrace) for op in part.own_ops):
+                losses.needs_header = True
+                if is_for_room and not losses.is_open:
+                    losses.header = None
+            self._count_loss(losses, num_chunks(part.own_ops), num_rows(part.own_ops))
+
+    def _add_headers(self, batch: Batch) -> None:
+        """Put the rows of traces that lack theirs in front of what else is to be stored of them."""
+        parts: list[Part] = []
+        added: set[str] = set()
+        for part in batch.parts:
+            losses, header = part.losses, part.losses.header
+            has_own = part.is_bare or part.has_added_header or any(isinstance(op, InsertTrace) for op in part.ops)
+            if losses.needs_header and header is not None and not has_own and losses.trace_id not in added:
+                added.add(losses.trace_id)
+                part = Part(losses, [InsertTrace(losses.trace_id, dict(header)), *part.ops], has_added_header=True)  # noqa: PLW2901
+            parts.append(part)
+        if added:
+            self._forget_size(batch)
+            batch.replace_parts(parts)
 
     def _reduce(self, batch: Batch, strip: "Strip") -> None:
         self._forget_size(batch)
@@ -162,7 +205,7 @@ class HeldBatches:
         stripped = strip(part.ops, part.losses)
         if stripped.num_shed or stripped.num_lost:
             self._count_loss(part.losses, stripped.num_shed, stripped.num_lost)
-        return Part(part.losses, stripped.ops)
+        return structs.replace(part, ops=stripped.ops)
 
     def _forget_size(self, batch: Batch) -> None:
         self._measured_bytes -= batch.size_bytes or 0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from omni.clock import Anchor
-from omni.tracing.events import ChunkReceived, TraceEvent
+from omni.tracing.events import ChunkReceived, FirstTokenSeen, TraceEvent
 from omni.tracing.losses import LossCount
 from omni.tracing.rows import RowPlanner
 
@@ -20,7 +20,7 @@ class TraceJournal:
 
     Appending is safe from any thread; order is that of the calls. The journal of a trace that is taken up again begins with
     ``stored_events``, which are in the database; ``has_segments`` says that chunks of it are stored as segments of a running stream, and
-    ``num_shed`` how many are known not to be.
+    ``num_shed`` how many are known not to be; ``num_lost`` counts other rows of it that are not.
     """
 
     __slots__ = ("_recorder", "anchor", "events", "is_held", "is_queued", "losses", "planner", "trace_id")
@@ -34,11 +34,13 @@ class TraceJournal:
         stored_events: Sequence[TraceEvent] = (),
         has_segments: bool = False,
         num_shed: int = 0,
+        num_lost: int = 0,
     ) -> None:
         self.trace_id = trace_id
         self.anchor = anchor
         self.events: list[TraceEvent] = list(stored_events)
-        self.losses = LossCount(num_shed=num_shed)
+        count = LossCount if recorder is None else recorder.losses_of
+        self.losses: LossCount = count(trace_id, num_shed=num_shed, num_lost=num_lost)
         self.is_queued = False
         self.is_held = False
         self._recorder = recorder
@@ -59,11 +61,18 @@ class TraceJournal:
         return self.losses.num_shed
 
     def kept_events(self) -> list[TraceEvent]:
-        """The events without the chunks whose record is not kept: what a reader of the stored trace sees."""
+        """The events without the chunks whose record is not kept: what a reader of the stored trace sees.
+
+        When they began is kept all the same: the stage that closes the stream says it.
+        """
         events = list(self.events)
         if not self.losses.num_unkept:
             return events
-        return [event for event in events if type(event) is not ChunkReceived]
+        kept = [event for event in events if type(event) is not ChunkReceived]
+        first = next((event for event in events if type(event) is ChunkReceived and event.text.strip()), None)
+        if first is not None and not any(type(event) is FirstTokenSeen and event.content.strip() for event in kept):
+            kept.append(FirstTokenSeen(mono_ns=first.mono_ns, content=first.text))
+        return kept
 
     def append(self, event: TraceEvent) -> None:
         """Keep one event. Never blocks, never raises; a few hundred nanoseconds."""

@@ -8,7 +8,7 @@ and its ending.
 import sys
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 from msgspec import Struct, structs
 
@@ -23,19 +23,59 @@ _OP_BYTES = 200
 
 
 class LossCount:
-    """What was not kept of one trace. Changed by the recorder only.
+    """What was not kept of one trace, and what of that the trace says itself. Changed by the recorder only.
 
     ``num_shed`` chunks whose record is not stored; ``num_unkept`` those of them that the journal still holds; ``num_lost`` rows that
-    are not stored and not chunks. ``needs_header`` says that the trace's own row was refused and should be offered again.
+    are not stored and not chunks. ``told`` are the first and the last of these as the stored trace has them.
+
+    ``needs_header`` says that the trace's own row was refused and goes along with whatever of the trace is offered next; ``header`` is
+    that row with all that is known so far, None for a trace another process opened. ``is_open`` while an ending is still to come, which
+    will tell the losses. ``is_mute`` when the store refused to be told, until there is more to tell or the recorder stops.
     """
 
-    __slots__ = ("needs_header", "num_lost", "num_shed", "num_unkept")
+    __slots__ = (
+        "__weakref__",
+        "header",
+        "is_mute",
+        "is_open",
+        "needs_header",
+        "num_lost",
+        "num_shed",
+        "num_unkept",
+        "told",
+        "trace_id",
+    )
 
-    def __init__(self, *, num_shed: int = 0) -> None:
+    def __init__(self, trace_id: str = "", *, num_shed: int = 0, num_lost: int = 0) -> None:
+        self.trace_id = trace_id
         self.num_shed = num_shed
         self.num_unkept = 0
-        self.num_lost = 0
+        self.num_lost = num_lost
+        self.told = (num_shed, num_lost)
+        self.header: dict[str, Any] | None = None
         self.needs_header = False
+        self.is_open = False
+        self.is_mute = False
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the stored trace says all of it."""
+        return self.told == (self.num_shed, self.num_lost)
+
+    def note_stored(self, ops: Sequence[WriteOp]) -> None:
+        """These operations of the trace are stored: learn from them what it says now."""
+        for op in ops:
+            if isinstance(op, InsertTrace):
+                self.needs_header = False
+            elif isinstance(op, DropPayloads) and op.stage == CHUNKS_STAGE:
+                self.told = (0, 0)
+            elif tells_losses(op):
+                # What was told before stays true; readers take the largest.
+                num_shed, num_lost = self.told
+                payload = op.payload
+                self.told = max(num_shed, payload["dropped_chunks"]), max(num_lost, payload["lost_rows"])
+        if not self.is_open and not self.needs_header:
+            self.header = None
 
     @property
     def num_unrecorded(self) -> int:
@@ -79,6 +119,11 @@ def holds_chunks(op: WriteOp) -> bool:
     )
 
 
+def tells_losses(op: WriteOp) -> TypeGuard[InsertPayload]:
+    """Whether it is a row that says what was not kept."""
+    return isinstance(op, InsertPayload) and op.payload_type == "error" and op.stage == CHUNKS_STAGE
+
+
 def without_chunks(ops: Sequence[WriteOp], losses: LossCount) -> Stripped:
     """One trace's operations with a small row in the place of its chunks; ``losses`` are the trace's until now."""
     kept: list[WriteOp] = []
@@ -97,8 +142,8 @@ def only_essentials(ops: Sequence[WriteOp], losses: LossCount) -> Stripped:
 
     A trace that ends here gets the row with its counts, because nothing of it will come later.
     """
-    kept = [op for op in ops if not isinstance(op, InsertPayload) or _tells_losses(op)]
-    gone = [op for op in ops if isinstance(op, InsertPayload) and not _tells_losses(op)]
+    kept = [op for op in ops if not isinstance(op, InsertPayload) or tells_losses(op)]
+    gone = [op for op in ops if isinstance(op, InsertPayload) and not tells_losses(op)]
     shed = sum(op.payload["count"] for op in gone if holds_chunks(op))
     lost = sum(not holds_chunks(op) for op in gone)
     if gone and any(isinstance(op, UpdateTrace | InsertTrace) and op.columns.get("completed_at") for op in ops):
@@ -108,10 +153,13 @@ def only_essentials(ops: Sequence[WriteOp], losses: LossCount) -> Stripped:
 
 
 def smallest_parts(ops: Sequence[WriteOp]) -> list[list[WriteOp]]:
-    """One trace's operations one by one, but for a removal and the row that takes the place of what it removes."""
+    """One trace's operations one by one, but for what means nothing alone.
+
+    That is a removal and the row that takes the place of what it removes; and chunks and the row that holds their text.
+    """
     parts: list[list[WriteOp]] = []
     for op in ops:
-        if parts and isinstance(parts[-1][-1], DropPayloads) and isinstance(op, InsertPayload):
+        if parts and _belong_together(parts[-1][-1], op):
             parts[-1].append(op)
         else:
             parts.append([op])
@@ -127,8 +175,11 @@ def ops_by_trace(ops: Sequence[WriteOp]) -> dict[str, list[WriteOp]]:
 
 
 def num_rows(ops: Sequence[WriteOp]) -> int:
-    """How many rows, or new values of a row, are missing when these operations are; chunks are counted by themselves."""
-    return sum(not isinstance(op, DropPayloads) and not holds_chunks(op) for op in ops)
+    """How many rows, or new values of a row, are missing when these operations are.
+
+    Chunks are counted by themselves, and a row that tells losses is not one: it is written again.
+    """
+    return sum(not isinstance(op, DropPayloads) and not holds_chunks(op) and not tells_losses(op) for op in ops)
 
 
 def num_chunks(ops: Sequence[WriteOp]) -> int:
@@ -136,9 +187,17 @@ def num_chunks(ops: Sequence[WriteOp]) -> int:
     return sum(op.payload["count"] for op in ops if isinstance(op, InsertPayload) and holds_chunks(op))
 
 
-def memory_bytes(ops: Sequence[WriteOp]) -> int:
-    """About how much memory the operations hold: their values, each counted as if it were held by nothing else."""
+def memory_bytes(ops: Sequence[Struct]) -> int:
+    """About how much memory operations hold: their values, each counted as if it were held by nothing else."""
     return sum(_OP_BYTES + _value_bytes(op) for op in ops)
+
+
+def _belong_together(op: WriteOp, following: WriteOp) -> bool:
+    if not isinstance(following, InsertPayload):
+        return False
+    if isinstance(op, DropPayloads):
+        return True
+    return isinstance(op, InsertPayload) and holds_chunks(op) and op.payload.get("text_stage") == following.stage
 
 
 def _value_bytes(value: Any) -> int:
@@ -151,7 +210,3 @@ def _value_bytes(value: Any) -> int:
     else:
         inside = 0
     return sys.getsizeof(value) + inside
-
-
-def _tells_losses(op: InsertPayload) -> bool:
-    return op.payload_type == "error" and op.stage == CHUNKS_STAGE

@@ -22,8 +22,10 @@ def missing_chunk(
     parts: list[str] = []
     position = known
     for row in sorted(outbox, key=lambda row: row.index):
-        if row.is_notice or row.end <= position or row.text is None:
+        if row.is_notice or row.end <= position:
             continue
+        if row.text is None or row.start > position:
+            break  # what stands in between is lost, and behind a gap nothing would be in its place
         # A range is the message's text and the white space behind it; white space before it is rare and cannot be told from that.
         whole = row.text.ljust(row.end - row.start, "\n")[: row.end - row.start]
         parts.append(whole[max(position - row.start, 0) :])

@@ -17,7 +17,7 @@ from itertools import count
 
 from msgspec import Struct
 
-from omni.clock import NS_PER_S, Clock
+from omni.clock import NS_PER_S, Clock, wall_datetime
 from omni.errors import OmniError, StoreError
 from omni.faults import fault_facts
 from omni.ports import StoreTiers, TraceSink, WriteOp
@@ -25,7 +25,8 @@ from omni.settings import Settings
 from omni.tracing.events import ChunkReceived, TraceEvent
 from omni.tracing.held import HeldBatches, Part
 from omni.tracing.journal import TraceJournal
-from omni.tracing.losses import LossCount
+from omni.tracing.loss_book import LossBook
+from omni.tracing.losses import LossCount, loss_row
 from omni.tracing.rows import RowPlanner
 
 __all__ = ["Recorder", "RecorderCounts", "TraceJournal"]
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 # Failures of one kind are logged once in this many seconds; the counts are exact all the same.
 _LOG_EVERY_NS = 60 * NS_PER_S
+# How soon it looks again whether losses go on, to log their totals when they do not.
+_LOG_AGAIN_S = 1.0
 # How long the writer waits before it offers a batch again: doubled from the first to the last.
 _RETRY_FIRST_S, _RETRY_LAST_S = 0.05, 1.0
 # How long a thread that is told to give up has to count what it loses.
@@ -62,8 +65,7 @@ class RecorderCounts(Struct, frozen=True, kw_only=True):
 class Recorder:
     """Owns the writer thread. Start it, hand it to journals, stop it; stopping drains.
 
-    ``tiers`` tells what the sink has behind it; without one the sink is all there is. ``num_shed`` and ``num_lost`` count over
-    all traces, exactly, from the start of the process.
+    ``tiers`` tells what the sink has behind it; without one the sink is all there is.
     """
 
     def __init__(self, sink: TraceSink, *, clock: Clock, settings: Settings, tiers: StoreTiers | None = None) -> None:
@@ -88,7 +90,7 @@ class Recorder:
         self._retry_s = _RETRY_FIRST_S
         self._retry_left_s = 0.0
         self._max_held_bytes = settings.trace_memory_max_mb * _BYTES_PER_MB
-        self._counting = threading.Lock()
+        self._losses = LossBook()
         self._held = HeldBatches(self._count_unkept)
         self._last_log_ns: int | None = None
         self._last_cause: str | None = None
@@ -97,8 +99,6 @@ class Recorder:
         self.counter = count(1)
         self.num_appended = 0
         self.num_done = 0
-        self.num_shed = 0
-        self.num_lost = 0
 
     def start(self) -> None:
         """Start the writer thread. Calling it again does nothing."""
@@ -137,6 +137,16 @@ class Recorder:
             return self._written.wait_for(lambda: self._flush_done >= wanted, deadline_s)
 
     @property
+    def num_shed(self) -> int:
+        """Chunks whose record is not kept, over all traces, exactly, from the start of the process."""
+        return self._losses.num_shed
+
+    @property
+    def num_lost(self) -> int:
+        """Rows that are not kept, counted as the chunks are."""
+        return self._losses.num_lost
+
+    @property
     def num_pending(self) -> int:
         """Events appended and not yet looked at, to within the few being appended this moment."""
         return max(self.num_appended - self.num_done, 0)
@@ -147,7 +157,7 @@ class Recorder:
         return RecorderCounts(
             num_pending=self.num_pending,
             num_shed=self.num_shed,
-            num_lost=self.num_lost + (0 if tiers is None else tiers.num_lost),
+            num_lost=self._loss_totals[1],
             num_held=len(self._held),
             held_bytes=self._held.size_bytes,
             num_spooled=0 if tiers is None else tiers.num_spooled,
@@ -166,12 +176,19 @@ class Recorder:
         is_chunk = type(event) is ChunkReceived
         if not is_chunk and self.num_pending <= 2 * self.max_pending:
             return True
-        with self._counting:
-            journal.losses.num_shed += is_chunk
-            journal.losses.num_lost += not is_chunk
-            self.num_shed += is_chunk
-            self.num_lost += not is_chunk
+        self._losses.count(journal.losses, num_shed=is_chunk, num_lost=not is_chunk, is_unkept=False)
         return False
+
+    def losses_of(self, trace_id: str, *, num_shed: int = 0, num_lost: int = 0) -> LossCount:
+        """The count all journals of a trace share; a new one begins with what the stored trace says already."""
+        return self._losses.of(trace_id, num_shed=num_shed, num_lost=num_lost)
+
+    def note_refused(self, ops: Sequence[WriteOp]) -> None:
+        """Count operations the sink had taken and then could not store after all; their traces will say so. From any thread."""
+        self._losses.count_refused(ops)
+        self._wake.set()
+        if self._thread is None:  # stopped: nobody else will say so
+            self._log_losses(is_shedding=False)
 
     def _run(self) -> None:
         while True:
@@ -197,7 +214,8 @@ class Recorder:
             self._is_idle = True
             # Looked at again after the flag is up: what was queued in between has not set the event.
             if not self._queue and not self._is_hurried:
-                self._wake.wait()
+                # Losses that were not logged yet, because they went on, are when they do no more.
+                self._wake.wait(None if self._loss_totals == self._logged else _LOG_AGAIN_S)
                 self._wake.clear()
             self._is_idle = False
             self._spent_s = 0.0
@@ -220,6 +238,7 @@ class Recorder:
     def _write_round(self, *, flush_now: bool) -> bool:
         """Plan what is new and offer what waits; whether everything that was there has been planned."""
         sheds_chunks = self._tiers is not None and self._tiers.sheds_chunks
+        self._losses.settle_refused()
         journals: dict[TraceJournal, None] = {}
         for _ in range(len(self._queue)):
             journal = self._queue.popleft()
@@ -255,9 +274,15 @@ class Recorder:
                 self._holding.pop(journal, None)
             if ops:
                 parts.append(Part(journal.losses, ops))
+            if not journal.losses.is_open:
+                self._losses.note_ended(journal.losses)
         if parts:
             self._held.add(parts)
         self._offer_held()
+        if self._is_stopping and not self._held:
+            self._tell_losses(is_last=True)
+        while self._losses.has_due and not self._held:
+            self._tell_losses(is_last=self._is_stopping)
         self.num_done += num_read
         self._log_losses(is_shedding=sheds_chunks or bool(self._held) or self.num_pending >= self.max_pending)
         return is_whole
@@ -291,13 +316,14 @@ class Recorder:
                     planner.skip_to(len(events))
                     return []
             else:
-                self._count_unkept(journal.losses, planner.num_shed, 0)
+                if planner.num_shed:
+                    self._count_unkept(journal.losses, planner.num_shed, 0)
                 return ops
 
     def _offer_held(self) -> None:
         """Offer batches in order until all are stored or the store does not take the next one now."""
         while self._held and self._retry_left_s <= 0:
-            error = self._try_write(self._held.head.ops)
+            error = self._try_write(self._held.offer_head())
             if error is None:
                 self._held.drop_head()
                 self._retry_s = _RETRY_FIRST_S
@@ -321,16 +347,29 @@ class Recorder:
 
     def _count_unkept(self, losses: LossCount, num_chunks: int, num_rows: int) -> None:
         """Count chunks that the journal holds and the store will not, and rows."""
-        with self._counting:
-            losses.num_shed += num_chunks
-            losses.num_unkept += num_chunks
-            losses.num_lost += num_rows
-            self.num_shed += num_chunks
-            self.num_lost += num_rows
+        self._losses.count(losses, num_shed=num_chunks, num_lost=num_rows)
+
+    def _tell_losses(self, *, is_last: bool) -> None:
+        """All else is stored: bring back rows of traces that were refused, and put counts on traces that do not have them yet."""
+        parts: list[Part] = []
+        at = wall_datetime(self._clock.wall_ns())
+        for losses in self._losses.take_due(is_last=is_last):
+            ops: list[WriteOp] = []
+            if not losses.is_told and (is_last or not losses.is_open):
+                ops.append(loss_row(losses.trace_id, at=at, num_shed=losses.num_shed, num_lost=losses.num_lost))
+            parts.append(Part(losses, ops))
+        if parts:
+            self._held.add(parts)
+            self._offer_held()
+
+    @property
+    def _loss_totals(self) -> tuple[int, int]:
+        """Chunks and rows that are not kept; what a damaged spool lost counts as rows of traces nobody can name."""
+        return self.num_shed, self.num_lost + (0 if self._tiers is None else self._tiers.num_lost)
 
     def _log_losses(self, *, is_shedding: bool) -> None:
         """Say what is not kept: at first, once a minute while it goes on, and the exact totals when it is over."""
-        totals = (self.num_shed, self.num_lost)
+        totals = self._loss_totals
         if totals == self._logged:
             return
         now_ns = self._clock.mono_ns()

@@ -102,10 +102,11 @@ class RowPlanner:
         self._pending: list[ChunkReceived] = []
         self._has_segments = has_segments
         self._is_packed = not has_segments and any(isinstance(event, ChunkReceived) for event in stored_events)
-        self._losses = LossCount() if losses is None else losses
+        self._losses = LossCount(trace_id) if losses is None else losses
+        self._losses.is_open = self._losses.is_open or bool(stored_events)
         self._reported = (0, 0)
         self._sends_ok = all(event.status in _OUT for event in stored_events if isinstance(event, MessageSettled))
-        # All columns so far, for when the trace's row has to be offered again.
+        # All columns so far, for when the trace's row has to be offered again; its losses name the same mapping.
         self._header: dict[str, Any] | None = None
         self._is_header_due = False
         self._keeps_chunks = True
@@ -216,6 +217,7 @@ class RowPlanner:
             **fitting_columns(event.columns),
         }
         self._header, self._is_header_due = columns, True
+        self._losses.header, self._losses.is_open = columns, True
         if event.webhook is not None:
             flags = self._redactor.media_flags(event.webhook)
             ops.append(
@@ -288,6 +290,7 @@ class RowPlanner:
             self._pack_stream(timeline, ops, None)
         if self._loss_totals != self._reported:
             ops.append(self._row(event, CHUNKS_STAGE, self._told_losses(), "error", None, NOT_KEPT))
+        self._losses.is_open = False
         self._columns.update(
             status="completed" if event.ending == "completed" else "failed",
             completed_at=self._anchor.at(event.mono_ns),
@@ -347,9 +350,6 @@ class RowPlanner:
         columns = fitting_columns(self._columns)
         if self._header is not None:
             self._header.update(columns)
-            if self._losses.needs_header and (ops or columns):
-                self._losses.needs_header = False
-                self._is_header_due = True
             if self._is_header_due:
                 self._is_header_due = False
                 return [InsertTrace(self._trace_id, dict(self._header)), *ops]

@@ -103,6 +103,7 @@ class Tracer:
             stored_events=stored.events,
             has_segments=bool(timeline.chunks) and timeline.agent_end_ns is None,
             num_shed=timeline.num_dropped_chunks,
+            num_lost=stored.num_lost_rows,
         )
         kind = StreamingTraceContext if timeline.is_streaming else TraceContext
         return ReopenedTrace(context=kind(row.trace_id, journal=journal, clock=self._clock), stored=stored)
@@ -135,14 +136,38 @@ class Tracer:
         self, *, instance_name: str, recipient: str, outcomes: Sequence[MessageOutcome], message_type: str = "text"
     ) -> TraceContext:
         """A trace of messages that were sent without a question, with what became of each."""
+        context = self.open_outbound(
+            instance_name=instance_name,
+            recipient=recipient,
+            num_chars=sum(len(outcome.message.text) for outcome in outcomes),
+            message_type=message_type,
+            begun_ns=min((outcome.queued_ns for outcome in outcomes), default=None),
+        )
+        self.close_outbound(context, outcomes)
+        return context
+
+    def open_outbound(
+        self,
+        *,
+        instance_name: str,
+        recipient: str,
+        num_chars: int,
+        message_type: str = "text",
+        trace_id: str | None = None,
+        begun_ns: int | None = None,
+    ) -> TraceContext:
+        """A new trace of messages that answer nobody, opened at ``begun_ns`` (monotonic) or now."""
         columns = {
             "instance_name": instance_name,
             "sender_phone": _digits(recipient),
             "sender_jid": recipient,
             "message_type": message_type,
-            "message_length": sum(len(outcome.message.text) for outcome in outcomes),
+            "message_length": num_chars,
         }
-        context = self._open(columns, webhook=None, is_streaming=False)
+        return self._open(columns, webhook=None, is_streaming=False, received_ns=begun_ns, trace_id=trace_id)
+
+    def close_outbound(self, context: TraceContext, outcomes: Sequence[MessageOutcome]) -> None:
+        """Put what became of such messages on their trace and close it."""
         for outcome in outcomes:
             context.log_message(outcome)
         failed = next(
@@ -152,7 +177,6 @@ class Tracer:
             context.end_turn("completed")
         else:
             context.end_turn("send_failed", error_message=failed.error, error_stage="evolution_send")
-        return context
 
     def _anchor_at(self, wall: datetime) -> Anchor:
         """The anchor of a turn that began at a wall time; monotonic readings of this process fit behind it."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, get_args
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from omni.clock import Anchor
 from omni.model import Ending, ReceiptStatus, Usage
@@ -58,13 +58,17 @@ _ENDING_BY_STAGE: dict[str, Ending] = {
 
 
 class StoredTrace(Struct, frozen=True, kw_only=True):
-    """One trace as read from the database. ``is_legacy`` means that the predecessor wrote it."""
+    """One trace as read from the database.
+
+    ``is_legacy`` means that the predecessor wrote it; ``num_lost_rows`` is what the trace says of rows it does not have.
+    """
 
     row: TraceRow
     payloads: Sequence[PayloadRow]
     events: Sequence[TraceEvent]
     timeline: Timeline
     is_legacy: bool
+    num_lost_rows: int = 0
 
     def payload_of(self, stage: str) -> dict[str, Any] | None:
         """The last payload of a stage, without our own bookkeeping; None when the stage was not reached."""
@@ -92,7 +96,12 @@ def read_stored_trace(row: TraceRow, payloads: Sequence[PayloadRow], *, anchor: 
     reader.take_row(row)
     events = sorted(reader.events, key=lambda event: event.mono_ns)
     timeline = build_timeline(row.trace_id, anchor, events, num_dropped_chunks=reader.num_dropped)
-    return StoredTrace(row=row, payloads=payloads, events=events, timeline=timeline, is_legacy=is_legacy)
+    if timeline.first_token_ns is None and reader.first_token_us is not None:
+        # The first text had no stage of its own and its chunk is not kept; the stage that closed the stream says when it was.
+        timeline = structs.replace(timeline, first_token_ns=reader.first_token_us * 1_000)
+    return StoredTrace(
+        row=row, payloads=payloads, events=events, timeline=timeline, is_legacy=is_legacy, num_lost_rows=reader.num_lost
+    )
 
 
 class _Reader:
@@ -101,6 +110,8 @@ class _Reader:
         self._text_by_stage = text_by_stage
         self.events: list[TraceEvent] = []
         self.num_dropped = 0
+        self.num_lost = 0
+        self.first_token_us: int | None = None
         self._ending: Ending | None = None
 
     def take(self, row: PayloadRow, payload: dict[str, Any]) -> None:
@@ -133,6 +144,7 @@ class _Reader:
     def _take_chunks(self, row: PayloadRow, payload: dict[str, Any]) -> None:
         if row.payload_type == "error":
             self.num_dropped = max(self.num_dropped, int(payload.get("dropped_chunks") or 0))
+            self.num_lost = max(self.num_lost, int(payload.get("lost_rows") or 0))
             return
         try:
             self.events.extend(unpack_chunks(payload, self._anchor, text_by_stage=self._text_by_stage))
@@ -140,6 +152,8 @@ class _Reader:
             self.num_dropped += int(payload.get("count") or 0)
 
     def _take_moments(self, meta: dict[str, Any]) -> None:
+        if isinstance(meta.get("first_token_us"), int):
+            self.first_token_us = meta["first_token_us"]
         for key, kind in (
             ("request_us", RequestWritten),
             ("first_byte_us", FirstByteSeen),

@@ -45,13 +45,16 @@ def headline(timeline: Timeline) -> str:
     messages = _told_messages(timeline)
     total = timeline.total_streaming_time_ms
     if not timeline.is_streaming:
-        if total is None:
+        if _is_by_request(timeline):
+            took = "sent by request"
+        elif total is None:
             took = "not answered"
         elif timeline.content:
             took = f"answered whole in {total} ms"
         else:
             took = f"no answer after {total} ms"
-        text = f"{took}: {num_chars} {_plural(num_chars, 'character')}, {messages}"
+        answer = "" if _is_by_request(timeline) else f"{num_chars} {_plural(num_chars, 'character')}, "
+        text = f"{took}: {answer}{messages}"
     else:
         took = "streaming" if total is None else f"streamed in {total} ms"
         first = timeline.first_token_latency_ms
@@ -63,6 +66,12 @@ def headline(timeline: Timeline) -> str:
     if timeline.ending not in (None, "completed"):
         text = f"{timeline.ending} at {timeline.error_stage or 'unknown stage'}; {text}"
     return text
+
+
+def _is_by_request(timeline: Timeline) -> bool:
+    """Whether messages went out that no agent was asked for; a notice is the sign of a question that could not be asked."""
+    messages = timeline.messages
+    return timeline.request_ns is None and bool(messages) and not any(message.is_notice for message in messages)
 
 
 def _told_messages(timeline: Timeline) -> str:

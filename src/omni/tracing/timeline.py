@@ -203,7 +203,9 @@ def build_timeline(
     joined = "".join([chunk.text for chunk in chunks])
     final = story.final_content
     can_verify = bool(chunks) and final is not None and not num_dropped_chunks
-    messages, receipts = join_receipts(story.messages, story.receipts, anchor)
+    # By their place in the answer: recovery learns of some after later ones.
+    in_order = sorted(story.messages, key=lambda message: message.index)
+    messages, receipts = join_receipts(in_order, story.receipts, anchor)
     accepted = [at(message.accepted_ns) for message in story.messages if message.accepted_ns is not None]
     verdict = _verdict(story)
     moment = {kind: at(mono_ns) for kind, mono_ns in story.moments.items()}
@@ -220,7 +222,7 @@ def build_timeline(
         last_chunk_ns=at(chunks[-1].mono_ns) if chunks else None,
         agent_end_ns=None if story.end is None else at(story.end.mono_ns),
         first_message_ns=min(accepted) if accepted else None,
-        last_outcome_ns=at(story.messages[-1].mono_ns) if story.messages else None,
+        last_outcome_ns=max((at(message.mono_ns) for message in messages), default=None),
         completed_ns=None if story.turn_end is None else at(story.turn_end.mono_ns),
         ending=verdict.ending,
         error_stage=verdict.error_stage,

@@ -246,12 +246,17 @@ class TraceContext:
             )
         )
 
-    def end_turn(self, ending: Ending, *, error_message: str | None = None, error_stage: str | None = None) -> None:
-        """Close the trace: everything about the turn is known."""
+    def end_turn(
+        self,
+        ending: Ending,
+        *,
+        error_message: str | None = None,
+        error_stage: str | None = None,
+        at_ns: int | None = None,
+    ) -> None:
+        """Close the trace: everything about the turn is known. ``at_ns`` (monotonic) is for a turn found to have ended earlier."""
         self._journal.append(
-            TurnEnded(
-                mono_ns=self._clock.mono_ns(), ending=ending, error_message=error_message, error_stage=error_stage
-            )
+            TurnEnded(mono_ns=self._now(at_ns), ending=ending, error_message=error_message, error_stage=error_stage)
         )
 
     def _now(self, at_ns: int | None) -> int:

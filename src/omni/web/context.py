@@ -1,5 +1,7 @@
 """What the routes of one application share while it runs: the parts, and the objects made from them."""
 
+import asyncio
+import logging
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -8,6 +10,8 @@ from omni.web.instance_cache import InstanceCache
 from omni.web.parts import WebParts
 from omni.web.store_calls import StoreCalls
 from omni.web.webhook_auth import WebhookGuard
+
+log = logging.getLogger(__name__)
 
 FLUSH_WAIT_S = 5.0
 """Seconds a read waits until what was logged is stored, before it reads what there is."""
@@ -22,6 +26,13 @@ class WebContext:
     store_calls: StoreCalls
     webhook_guard: WebhookGuard
     flush_wait_s: float = FLUSH_WAIT_S
+
+    async def flushed(self) -> None:
+        """Wait, briefly, until what was logged is stored. Never raises."""
+        try:
+            await asyncio.wait_for(self.parts.flush_traces(), self.flush_wait_s)
+        except TimeoutError:
+            log.warning("trace_flush_slow", extra={"waited_s": self.flush_wait_s})
 
     def instance_changed(self, name: str) -> None:
         """Forget what is known of an instance, here and wherever ``on_instances_changed`` reaches."""

@@ -1,13 +1,15 @@
 """The REST route that sends a text to someone who did not ask.
 
 The text takes its place in the recipient's lane, so it never lands inside an answer that is going out. It is one message, or several
-in order when it is split or too long for one; the first one that is refused ends it, so that nobody gets the end of a text without its middle. What became of it is answered and recorded as a trace.
-A refused message is an answer (``success`` false), not an error of this API: older callers read it that way.
+in order when it is split or too long for one; the first one that is refused ends it, so that nobody gets the end of a text without
+its middle. Its trace is opened before the first message goes out, so that receipts find it and a process that dies in the middle leaves
+it behind. A refused message is an answer (``success`` false), not an error of this API: older callers read it that way.
 """
 
 import asyncio
 import re
 from typing import Annotated, Any
+from uuid import uuid4
 
 from fastapi import Path, Request
 from msgspec.structs import replace
@@ -81,11 +83,15 @@ async def send_text(
     if instance is None:
         raise RecordNotFound(f"Instance '{name}' not found")
     is_split = instance.enable_auto_split if wanted.split_message is None else wanted.split_message
-    answer = context.parts.open_text(replace(instance, enable_auto_split=is_split), recipient)
+    trace_id, begun_ns = str(uuid4()), context.parts.clock.mono_ns()
+    answer = context.parts.open_text(replace(instance, enable_auto_split=is_split), recipient, trace_id=trace_id)
     answer.feed(wanted.text, 0)
     answer.finish()
     if not answer.num_messages:
         raise input_refused("text", "shows nothing")
+    record = context.parts.open_outbound(
+        trace_id=trace_id, instance_name=name, recipient=recipient, num_chars=len(wanted.text), begun_ns=begun_ns
+    )
     try:
         await answer.wait_done()
     except asyncio.CancelledError:
@@ -94,8 +100,8 @@ async def send_text(
     finally:
         # Also when the server stops in the middle: what went out is recorded.
         outcomes = [_without_chunks(outcome) for outcome in answer.snapshot()]
-        trace_id = context.parts.record_outbound(instance_name=name, recipient=recipient, outcomes=outcomes)
-    return _reply(outcomes, trace_id)
+        recorded_as = record(outcomes)
+    return _reply(outcomes, recorded_as)
 
 
 def _recipient(wanted: SendText) -> str:

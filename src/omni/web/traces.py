@@ -4,8 +4,6 @@ Every read first waits, briefly, until what was logged is stored, so that a trac
 work happen in worker threads.
 """
 
-import asyncio
-import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal, NamedTuple
@@ -31,8 +29,6 @@ from omni.web.trace_replies import (
     show_payload,
     show_trace,
 )
-
-log = logging.getLogger(__name__)
 
 router = keyed_router("/traces", tag="traces")
 
@@ -188,10 +184,7 @@ async def get_trace_streaming(request: Request, trace_id: TraceId) -> Response:
 
 
 async def _read(context: WebContext, read: Callable[[TraceReader], Any]) -> Response:
-    try:
-        await asyncio.wait_for(context.parts.flush_traces(), context.flush_wait_s)
-    except TimeoutError:
-        log.warning("trace_flush_slow", extra={"waited_s": context.flush_wait_s})
+    await context.flushed()
     return await context.store_calls.answer(lambda: read(context.parts.traces))
 
 

@@ -42,6 +42,7 @@ async def cancel_turn(
     context = context_of(request)
     if context.parts.stop_turn(trace_id):
         return TurnStopReply(trace_id=trace_id)
+    await context.flushed()
     traces = context.parts.traces
     if await context.store_calls.run(lambda: traces.get_trace(trace_id)) is None:
         raise RecordNotFound(f"Trace '{trace_id}' not found")

@@ -21,7 +21,7 @@ from omni.store.database import Database
 from omni.store.ledger_reader import SqlLedgerReader
 from omni.store.ledger_writes import SqlLedgerSink
 from omni.store.process_locks import ProcessLocks
-from omni.store.processes import HEARTBEAT_MAX_AGE_S, ProcessRegistry
+from omni.store.processes import HEARTBEAT_MAX_AGE_S, SILENT_FOR_S, ProcessRegistry
 from omni.store.queries import SqlTraceReader
 from omni.store.schema import omni_processes
 from omni.store.spool import Spool
@@ -60,12 +60,17 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def new_registry(database: Database, folder: Path) -> Iterator[Callable[..., ProcessRegistry]]:
+def clock() -> FakeClock:
+    return FakeClock(wall=NOON)
+
+
+@pytest.fixture
+def new_registry(database: Database, folder: Path, clock: FakeClock) -> Iterator[Callable[..., ProcessRegistry]]:
     """Makes registries of processes that all run in this one; they are stopped at the end."""
     made: list[ProcessRegistry] = []
 
     def make(in_folder: Path = folder) -> ProcessRegistry:
-        made.append(ProcessRegistry(database, folder=in_folder, clock=FakeClock(wall=NOON)))
+        made.append(ProcessRegistry(database, folder=in_folder, clock=clock))
         made[-1].register()
         return made[-1]
 
@@ -90,13 +95,13 @@ def rows(database: Database) -> dict[str, bool]:
     return {process_id: stopped_at is not None for process_id, stopped_at in found}
 
 
-def age(database: Database, process_id: str) -> None:
+def age(database: Database, process_id: str, *, max_age_s: int = HEARTBEAT_MAX_AGE_S) -> None:
     """Let a process's last heartbeat be as old as it may be, and a second."""
     with database.writing("ageing a heartbeat") as connection:
         one = omni_processes.c.process_id == process_id
         heartbeat_at = connection.scalar(select(omni_processes.c.heartbeat_at).where(one))
         assert heartbeat_at is not None
-        older = heartbeat_at - timedelta(seconds=HEARTBEAT_MAX_AGE_S + 1)
+        older = heartbeat_at - timedelta(seconds=max_age_s + 1)
         connection.execute(update(omni_processes).where(one).values(heartbeat_at=older))
 
 
@@ -198,10 +203,38 @@ def test_a_process_of_another_machine_is_dead_when_its_heartbeat_is_too_old(
     database: Database, tmp_path: Path, new_registry: Callable[..., ProcessRegistry]
 ) -> None:
     here, elsewhere = new_registry(), new_registry(tmp_path / "another machine")
-    assert here.find_dead() == []
     age(database, elsewhere.process_id)
     assert here.find_dead() == [elsewhere.process_id]
     elsewhere.heartbeat()
+    assert here.find_dead() == []
+
+
+def test_a_process_that_runs_has_more_patience_with_heartbeats_than_one_that_starts(
+    database: Database, tmp_path: Path, clock: FakeClock, new_registry: Callable[..., ProcessRegistry]
+) -> None:
+    here, elsewhere = new_registry(), new_registry(tmp_path / "another machine")
+    assert here.find_dead() == []
+    age(database, elsewhere.process_id)
+    clock.advance_ms(30_000)
+    assert here.find_dead() == []
+    age(database, elsewhere.process_id, max_age_s=SILENT_FOR_S)
+    clock.advance_ms(30_000)
+    assert here.find_dead() == []
+    clock.advance_ms(30_000)
+    assert here.find_dead() == [elsewhere.process_id]
+
+
+def test_a_database_that_was_away_for_everybody_kills_nobody(
+    database: Database, tmp_path: Path, clock: FakeClock, new_registry: Callable[..., ProcessRegistry]
+) -> None:
+    """No heartbeat could be written meanwhile; who looks first afterwards must not take the living for dead."""
+    here, elsewhere = new_registry(), new_registry(tmp_path / "another machine")
+    assert here.find_dead() == []
+    age(database, elsewhere.process_id, max_age_s=SILENT_FOR_S)
+    clock.advance_ms(600_000)
+    assert here.find_dead() == []
+    elsewhere.heartbeat()
+    clock.advance_ms(30_000)
     assert here.find_dead() == []
 
 
@@ -256,7 +289,10 @@ def test_registering_in_a_folder_that_cannot_be_made_is_refused_in_clear_words(
 ) -> None:
     (tmp_path / "file").write_text("")
     registry = ProcessRegistry(database, folder=tmp_path / "file" / "spool", clock=FakeClock())
-    with pytest.raises(StoreError, match=r"/file/spool cannot hold the locks of processes \(Not a directory\)\.$"):
+    with pytest.raises(
+        StoreError,
+        match=r"/file/spool cannot hold the locks of processes \(Not a directory\); AUTOMAGIK_OMNI_SQLITE_DATABASE_PATH",
+    ):
         registry.register()
 
 
@@ -301,7 +337,31 @@ def test_what_a_dead_process_spooled_is_stored_once_and_taken_over_with_the_rest
     ]
     assert rows(database) == {registry.process_id: False}
     assert files(folder) == {f"{registry.process_id}.lock"}
-    assert reader.take_over() == LeftWork(inbox=[], outbox=[], open_traces=[], receipts=[receipt("k1")])
+    # Receipts belong to nobody, and wait here by now.
+    assert reader.take_over() == LeftWork(inbox=[], outbox=[], open_traces=[], receipts=[])
+
+
+def test_what_a_process_leaves_that_stops_beside_a_running_one_is_taken_over_by_it(
+    database: Database, new_registry: Callable[..., ProcessRegistry]
+) -> None:
+    """A deployment starts the new process before it stops the old one."""
+    new, old = new_registry(), new_registry()
+    reader = reader_of(database, new)
+    SqlLedgerSink(database, process_id=old.process_id).write([PutInbound(inbound("waiting"))])
+    assert reader.take_over().inbox == []
+    old.stop()
+    assert reader.take_over().inbox == [inbound("waiting")]
+
+
+def test_a_process_taken_for_dead_is_at_work_again_with_its_next_batch(
+    database: Database, tmp_path: Path, new_registry: Callable[..., ProcessRegistry]
+) -> None:
+    """A script has no heartbeat beside its batches; what it does then must not look left."""
+    here, script = new_registry(), new_registry(tmp_path / "another machine")
+    here.forget(script.process_id)
+    SqlTraceSink(database, process_id=script.process_id).write([InsertTrace("t1", {})], batch_no=1)
+    assert rows(database) == {here.process_id: False, script.process_id: False}
+    assert reader_of(database, here).take_over().open_traces == []
 
 
 def test_a_process_whose_spool_cannot_be_read_keeps_its_work_until_it_can(
@@ -317,6 +377,24 @@ def test_a_process_whose_spool_cannot_be_read_keeps_its_work_until_it_can(
     nothing: dict[str, Any] = {"inbox": [], "outbox": [], "open_traces": [], "receipts": []}
     assert reader.take_over() == LeftWork(**nothing)
     connection.close()
+    assert [record.message_id for record in reader.take_over().inbox] == ["stored", "waiting"]
+
+
+def test_so_does_one_that_had_stopped_in_order(
+    database: Database, folder: Path, new_registry: Callable[..., ProcessRegistry]
+) -> None:
+    registry = new_registry()
+    leave_spool(registry, "stopped", database)
+    with database.writing("stopping it") as connection:
+        one = omni_processes.c.process_id == "stopped"
+        connection.execute(update(omni_processes).where(one).values(stopped_at=NOON))
+    SqlLedgerSink(database, process_id="stopped").write([PutInbound(inbound("stored"))])
+    reader = reader_of(database, registry)
+    holder = sqlite3.connect(registry.spool_path("stopped"), isolation_level=None)
+    holder.execute("PRAGMA locking_mode = EXCLUSIVE")
+    holder.execute("BEGIN EXCLUSIVE")
+    assert reader.take_over().inbox == []
+    holder.close()
     assert [record.message_id for record in reader.take_over().inbox] == ["stored", "waiting"]
 
 

@@ -325,6 +325,7 @@ async def test_what_cannot_be_stored_is_refused_with_a_503_and_taken_when_it_com
     with pytest.raises(InboxFull) as caught:
         await inbox.take(instance, webhook())
     assert caught.value.status_code == 503
+    assert inbox.num_by_verdict == {"refused": 1}
     assert tracer.flush()
     assert (store.rows, answers.texts) == ({}, [])
     assert (await inbox.take(instance, webhook())).status == "success"

@@ -74,8 +74,9 @@ def test_an_answer_of_which_a_part_may_have_gone_out_is_not_started_over(state):
     found = plan([inbound()], [outbound(state, 0), outbound("queued", 1)])
     assert (found.take_up, found.settle) == ([], [])
     assert [
-        (item.record.message_id, [row.index for row in item.outbox], item.is_text_complete) for item in found.resume
-    ] == [("M1", [0, 1], False)]
+        (item.record.message_id, [row.index for row in item.outbox], item.is_text_complete, item.reason)
+        for item in found.resume
+    ] == [("M1", [0, 1], False, None)]
 
 
 def test_an_answer_that_was_whole_is_resumed_as_whole():
@@ -83,20 +84,32 @@ def test_an_answer_that_was_whole_is_resumed_as_whole():
     assert [item.is_text_complete for item in found.resume] == [True]
 
 
-def test_what_is_too_old_by_now_or_was_begun_too_often_is_given_up():
+def test_what_is_too_old_by_now_is_given_up():
     now_s = int(NOW.timestamp())
     found = plan([
         inbound("old", sent_at_s=now_s - 3_601),
         inbound("fresh", sent_at_s=now_s - 3_599, num_takes=2),
-        inbound("poison", num_takes=3),
         inbound("unstamped", received_at=NOW - timedelta(hours=2)),
+        structs.replace(inbound("unreadable", received_at=NOW - timedelta(hours=2)), message=None),
     ])  # fmt: skip
     assert [(item.record.message_id, item.reason) for item in found.give_up] == [
         ("old", "too_old"),
-        ("poison", "taken_too_often"),
         ("unstamped", "too_old"),
+        ("unreadable", "too_old"),
     ]
-    assert [record.message_id for record in found.take_up] == ["fresh"]
+    assert ([record.message_id for record in found.take_up], found.resume) == (["fresh"], [])
+
+
+def test_what_cannot_be_asked_again_is_finished_with_what_there_is():
+    """Somebody waits for it still: what was ready to go out does, and the user is told."""
+    unreadable = structs.replace(inbound("unreadable"), message=None)
+    queued = outbound("queued", trace_id="trace-poison")
+    found = plan([inbound("poison", num_takes=3), unreadable], [queued])
+    assert [(item.record.message_id, item.outbox, item.is_text_complete, item.reason) for item in found.resume] == [
+        ("poison", [queued], False, "taken_too_often"),
+        ("unreadable", [], False, "unreadable"),
+    ]
+    assert (found.take_up, found.give_up, found.settle) == ([], [], [])
 
 
 def test_an_answer_its_user_stopped_is_not_finished():

@@ -243,3 +243,151 @@ def test_what_is_kept_to_the_end_is_counted(database, rows):
     writer.post(inbound(1))
     assert writer.stop()
     assert (writer.num_failed, writer.num_kept) == (1, 0)
+
+
+class Counting:
+    """A ledger's sink that takes operations, refuses them for now or for good, and counts how often it was asked."""
+
+    def __init__(self, rows):
+        self._rows = rows
+        self.num_tries = 0
+
+    def write(self, ops):
+        self.num_tries += 1
+        return self._rows.write(ops)
+
+
+async def until(is_so):
+    """The writer's thread tells nobody."""
+    async with asyncio.timeout(10):
+        while not is_so():  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0)
+
+
+async def test_what_is_kept_does_not_wait_for_silence(database, rows):
+    """Under load there is always a next group; the row of an answered message must not stand as unanswered until the load is over."""
+    writer = writer_of(rows, offer_again_s=3_600)
+    database.mode = "away"
+    writer.post(inbound(1, version=2))
+    await until(lambda: writer.num_kept == 1)
+    database.mode = "up"
+    assert await writer.put(inbound(2)) is True
+    await until(lambda: writer.num_kept == 0)
+    assert database.ledger.inbox["shop", "M1"].version == 2
+    assert await asyncio.to_thread(writer.stop)
+    assert (writer.num_failed, writer.kept_bytes) == (0, 0)
+
+
+async def test_many_kept_rows_are_stored_in_portions_one_after_the_other(database, rows):
+    writer = writer_of(rows, offer_again_s=3_600)
+    database.mode = "away"
+    for number in range(1_200):
+        writer.post(outbound(number))
+    await until(lambda: writer.num_kept == 1_200)
+    database.mode = "up"
+    assert await writer.put(inbound(1)) is True
+    await until(lambda: writer.num_kept == 0)
+    assert [len(group) for group in rows.groups] == [1, 500, 500, 200]
+    assert await asyncio.to_thread(writer.stop)
+
+
+async def test_memory_for_what_is_kept_is_bounded_in_bytes(database, rows):
+    writer = writer_of(rows, offer_again_s=3_600)
+    database.mode = "away"
+    for number in range(60):
+        writer.post(inbound(number, raw={"media": "x" * 500_000}))
+    await until(lambda: writer.num_kept + writer.num_failed == 60)
+    assert 20 < writer.num_kept < 33
+    assert 10_000_000 < writer.kept_bytes <= 16_000_000
+    before = writer.kept_bytes
+    writer.post(inbound(0, version=2))
+    await until(lambda: writer.kept_bytes < before)
+    assert await asyncio.to_thread(writer.stop)
+    assert (writer.num_failed, writer.num_kept, writer.kept_bytes) == (60, 0, 0)
+
+
+async def test_a_row_that_is_refused_for_good_is_not_kept_for_ever(database, rows):
+    writer = writer_of(rows, offer_again_s=0.005)
+    database.mode = "away"
+    for number, name in enumerate(("shop", "bad", "shop")):
+        writer.post(inbound(number, instance_name=name))
+    await until(lambda: writer.num_kept == 3)
+    database.mode, database.poison = "up", {"bad"}
+    await until(lambda: writer.num_kept == 0)
+    assert (sorted(database.ledger.inbox), writer.num_failed) == ([("shop", "M0"), ("shop", "M2")], 1)
+    assert await asyncio.to_thread(writer.stop)
+
+
+async def test_kept_rows_stay_kept_when_the_store_goes_away_again_between_them(database, rows):
+    """One is refused for good, so each is offered by itself; in the middle of that the store goes away."""
+    writer = writer_of(rows, offer_again_s=0.005)
+    database.mode = "away"
+    for number, name in enumerate(("bad", "shop", "shop")):
+        writer.post(inbound(number, instance_name=name))
+    await until(lambda: writer.num_kept == 3)
+    enter = database._enter
+
+    def leave_after_two():
+        enter()
+        if database.num_tries >= first + 3:
+            database.mode = "away"
+            enter()
+
+    first, database._enter = database.num_tries, leave_after_two
+    database.poison, database.mode = {"bad"}, "up"
+    await until(lambda: database.mode == "away" and writer.num_failed == 1)
+    database._enter = enter
+    database.mode = "up"
+    await until(lambda: writer.num_kept == 0)
+    assert (sorted(database.ledger.inbox), writer.num_failed) == ([("shop", "M1"), ("shop", "M2")], 1)
+    assert await asyncio.to_thread(writer.stop)
+
+
+async def test_a_put_is_told_the_truth_while_an_older_post_of_its_row_is_kept(database, rows):
+    writer = writer_of(rows, offer_again_s=3_600)
+    database.mode = "away"
+    writer.post(outbound(1, version=2, state="sending"))
+    await until(lambda: writer.num_kept == 1)
+    for version in (1, 3):
+        with pytest.raises(StoreError):
+            await writer.put(outbound(1, version=version, state="accepted"))
+    database.mode = "up"
+    assert await writer.put(outbound(1, version=4, state="accepted")) is True
+    await until(lambda: writer.num_kept == 0)
+    assert [row.version for row in database.ledger.outbox.values()] == [4]
+    assert (await writer.put(outbound(1, version=4)), writer.num_failed) == (False, 0)
+    assert await asyncio.to_thread(writer.stop)
+
+
+async def test_stopping_with_much_kept_and_a_store_that_is_away_asks_it_once_more_and_counts(database, rows):
+    sink = Counting(rows)
+    writer = writer_of(sink, offer_again_s=3_600)
+    database.mode = "away"
+    for number in range(2_000):
+        writer.post(outbound(number))
+    await until(lambda: writer.num_kept == 2_000)
+    num_before = sink.num_tries
+    assert await asyncio.to_thread(writer.stop)
+    assert sink.num_tries == num_before + 1
+    assert (writer.num_failed, writer.num_kept) == (2_000, 0)
+
+
+async def test_a_stop_that_takes_too_long_lets_go_of_what_is_kept(database, rows):
+    """Each write hangs for a while: the deadline holds, and the thread offers no more behind the one under way."""
+    sink = Counting(rows)
+    writer = writer_of(sink, offer_again_s=3_600)
+    database.mode = "away"
+    for number in range(1_500):
+        writer.post(outbound(number))
+    await until(lambda: writer.num_kept == 1_500)
+    database.entered.clear()
+    database.mode = "hangs"
+    stopping = asyncio.ensure_future(asyncio.to_thread(lambda: writer.stop(deadline_s=0.2)))
+    assert await asyncio.to_thread(database.entered.wait, 10)
+    assert await stopping is False
+    num_before = sink.num_tries
+    database.mode = "up"
+    database.released.set()
+    assert await asyncio.to_thread(writer.stop)
+    assert sink.num_tries == num_before
+    assert (len(database.ledger.outbox), writer.num_failed) == (500, 1_000)

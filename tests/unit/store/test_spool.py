@@ -190,3 +190,13 @@ def test_a_spool_damaged_while_in_use_goes_on(path, spool):
     assert len(numbers) + spool.num_unreadable == 40
     spool.append_traces([payload(stage="new")], batch_no=41)
     assert stages(spool)[-1] == (41, ["new"])
+
+
+def test_a_file_that_cannot_be_removed_stops_nobody(path, spool):
+    """The gate's thread removes the file; it must go on draining whatever the disk says to that."""
+    spool.append_ledger([inbound(1)])
+    spool.remove("ledger", spool.oldest("ledger", max_entries=10, max_bytes=1_000_000))
+    spool.close()
+    path.unlink()
+    path.mkdir()
+    assert spool.discard_if_empty() is True

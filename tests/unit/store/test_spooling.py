@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.store.fallible import FallibleDatabase, FallibleLedger, FallibleSpool
-from tests.unit.store.records import closed, inbound, opened, outbound, payload
+from tests.unit.store.records import AT, closed, inbound, opened, outbound, payload
 
 from omni.errors import StoreError
-from omni.store.draining import Drain, DrainReport
+from omni.ports import InsertPayload
+from omni.store.draining import Drain, DrainReport, RefusalListeners
 from omni.store.spool import Spool, SpoolError
 from omni.store.spooling import SpooledLedgerSink, SpooledTraceSink, StoreGate
 from omni.testing import FakeClock
@@ -299,3 +300,121 @@ def _offer(sink, waiting):
         except StoreError:
             return
         del waiting[0]
+
+
+class Listeners:
+    """Notes what it is told."""
+
+    def __init__(self):
+        self.refused, self.num_ledger = [], 0
+
+    def traces(self, ops):
+        self.refused.append([getattr(op, "stage", type(op).__name__) for op in ops])
+
+    def ledger(self, num_refused):
+        self.num_ledger += num_refused
+
+
+@pytest.fixture
+def listeners(gate):
+    noted = Listeners()
+    gate.report_refusals(RefusalListeners(traces=noted.traces, ledger=noted.ledger))
+    return noted
+
+
+def chunks_and_text(trace_id="T1"):
+    packed = InsertPayload(
+        trace_id=trace_id,
+        stage="streaming_chunks",
+        payload_type="stream_event",
+        payload={"count": 3, "text_stage": "streaming_complete"},
+        timestamp=AT,
+    )
+    return [packed, payload(trace_id, "streaming_complete", final_content="x")]
+
+
+def test_who_wrote_a_row_counts_it_when_the_spool_could_not_store_it(database, gate, sink, listeners):
+    """Then nothing is told here: the trace has one count, and the recorder has it."""
+    database.mode = "away"
+    sink.write([opened("T1"), payload("T1", "good"), payload("T1", "bad"), closed("T1")])
+    SpooledLedgerSink(gate).write([inbound(1, instance_name="bad"), inbound(2)])
+    database.mode, database.poison = "up", {"bad"}
+    tend(gate)
+    assert (stages(database), listeners.refused, listeners.num_ledger, gate.num_lost) == (["good"], [["bad"]], 1, 0)
+    assert sorted(database.ledger.inbox) == [("shop", "M2")]
+
+
+def test_chunks_go_before_the_text_they_were_cut_from(database, gate, sink, listeners):
+    database.mode = "away"
+    sink.write([opened(), *chunks_and_text()])
+    database.mode, database.poison = "up", {"streaming_chunks"}
+    tend(gate)
+    assert (stages(database), listeners.refused) == (["streaming_complete"], [["streaming_chunks"]])
+
+
+def test_chunks_do_not_stay_without_the_text_they_were_cut_from(database, gate, sink, listeners):
+    database.mode = "away"
+    sink.write([opened(), *chunks_and_text()])
+    database.mode, database.poison = "up", {"streaming_complete"}
+    tend(gate)
+    assert (stages(database), listeners.refused) == ([], [["streaming_chunks", "streaming_complete"]])
+
+
+@pytest.mark.parametrize("num_taken", range(7))
+def test_pieces_that_were_stored_are_not_stored_again_when_the_database_goes_away_between_them(
+    database, gate, sink, listeners, num_taken
+):
+    database.mode = "away"
+    sink.write([opened(), *[payload(stage=stage) for stage in ("a", "b", "bad", "c")], closed()])
+    enter = database._enter
+
+    def leave_once():
+        if database.num_tries == first + num_taken:
+            database.num_tries += 1
+            raise StoreError("the database is away", retryable=True)
+        enter()
+
+    first, database._enter = database.num_tries, leave_once
+    database.mode, database.poison = "up", {"bad"}
+    tend(gate)
+    sink.write([payload(stage="d")])
+    assert (stages(database), listeners.refused) == (["a", "b", "c", "d"], [["bad"]])
+    assert database.store.rows["T1"]["status"] == "completed"
+
+
+def test_a_batch_the_spool_cannot_forget_is_not_stored_again(database, gate, sink, spool, listeners):
+    database.mode = "away"
+    sink.write([opened(), payload(stage="a"), payload(stage="bad")])
+    database.mode, database.poison = "up", {"bad"}
+    remove, refusals = spool.remove, [SpoolError("The spool's disk answered SQLITE_FULL.", retryable=True)] * 3
+
+    def refuse_first(kind, entries):
+        if refusals:
+            raise refusals.pop()
+        remove(kind, entries)
+
+    spool.remove = refuse_first
+    tend(gate)
+    assert (stages(database), listeners.refused) == (["a"], [["bad"]])
+    database.mode = "away"
+    sink.write([payload(stage="b")])
+    database.mode = "up"
+    tend(gate)
+    assert stages(database) == ["a", "b"]
+
+
+def test_the_own_row_of_a_trace_goes_along_with_what_follows_when_it_was_refused(database, gate, sink, listeners):
+    database.mode = "away"
+    sink.write([opened(), payload(stage="a"), payload(stage="b")])
+    write, moods = database.write, ["refuse", "refuse"]
+
+    def refuse_first(ops, **batch):
+        if moods:
+            moods.pop()
+            raise StoreError("not now, and without saying so")
+        write(ops, **batch)
+
+    database.write = refuse_first
+    database.mode = "up"
+    tend(gate)
+    assert (stages(database), set(database.store.rows), listeners.refused) == (["a", "b"], {"T1"}, [])

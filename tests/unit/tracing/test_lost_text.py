@@ -42,6 +42,13 @@ def test_without_any_stored_chunk_the_messages_are_all_there_is():
     assert missing_chunk([], [row(0, "One.", 0, 6)], at_ns=9) == ChunkReceived(9, 0, "One.\n\n", RECOVERED)
 
 
+def test_text_behind_a_gap_is_not_put_in_the_gap():
+    """A text that is gone, or a row that never was: what came behind it would be told in the wrong place."""
+    rows = [row(0, "One.", 0, 6), row(1, None, 6, 12), row(2, "Three.", 12, 18)]
+    assert missing_chunk([], rows, at_ns=9) == ChunkReceived(9, 0, "One.\n\n", RECOVERED)
+    assert missing_chunk(chunks("One.\n\n"), [rows[2]], at_ns=9) is None
+
+
 def test_a_range_is_told_in_chunks():
     parts = chunks("On", "e.\n\n", "", "Two.")
     assert chunk_range(parts, 0, 6) == (0, 1)

@@ -92,7 +92,7 @@ def test_a_recorded_series_of_receipts_ends_as_read(capture_receipts):
             read_ns=8753 * MS,
         ),
     )
-    assert headline(timeline) == "not answered: 0 characters, 1 message delivered, read after 9 s"
+    assert headline(timeline) == "sent by request: 1 message delivered, read after 9 s"
 
 
 def test_a_receipt_that_came_by_both_webhooks_counts_once(capture_receipts):
@@ -223,7 +223,7 @@ def moved(event, origin_ns):
 def test_nothing_heard_is_unknown_and_not_failed():
     timeline = timeline_of(message(0), message(1, at_ms=200), receipt("pending", 300, index=1))
     assert counts(timeline) == (2, 2, 0, 0, 2, 0, None)
-    assert headline(timeline) == "not answered: 0 characters, 2 messages accepted"
+    assert headline(timeline) == "sent by request: 2 messages accepted"
 
 
 def test_read_implies_delivered_whose_own_time_stays_unknown():
@@ -274,7 +274,7 @@ def test_a_send_that_broke_off_was_sent_when_whatsapp_confirms_it():
 def test_a_receipt_a_month_late_counts_and_leaves_the_turn_as_it_was():
     turn = [message(), TurnEnded(mono_ns=300 * MS, ending="completed")]
     timeline = timeline_of(*turn, receipt("read", 0, mono_ns=30 * DAY))
-    assert headline(timeline) == "not answered: 0 characters, 1 message delivered, read after 30 d"
+    assert headline(timeline) == "sent by request: 1 message delivered, read after 30 d"
     assert timeline.stages == timeline_of(*turn).stages
     assert timeline.turn_total_ms == 300
 
@@ -369,7 +369,7 @@ def test_the_headline_says_delivered_only_when_whatsapp_did(receipts, told):
         *[message(index) for index in range(3)],
         *[receipt(status, at_ms, index=index) for status, at_ms, index in receipts],
     )
-    assert headline(timeline) == f"not answered: 0 characters, {told}"
+    assert headline(timeline) == f"sent by request: {told}"
 
 
 def log_sent(trace, clock, *, index=0, key_id="K0"):

@@ -4,7 +4,7 @@ import logging
 import tracemalloc
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as run_with
 from hypothesis import strategies as st
 from msgspec import Struct
@@ -24,6 +24,7 @@ from omni.tracing.rows import RowPlanner
 from omni.tracing.service import Tracer
 from omni.tracing.stored import read_stored_trace
 from omni.tracing.streaming_trace_context import StreamingTraceContext
+from omni.tracing.verify_stream import read_losses
 
 AWAY = StoreError("away", retryable=True)
 
@@ -156,7 +157,7 @@ def test_beyond_that_payloads_go_and_headers_and_endings_stay(tracer, recorder, 
     assert logged_totals(caplog) == (0, recorder.num_lost)
 
 
-def test_only_when_nothing_else_is_left_whole_traces_go_and_are_counted(tracer, recorder, store):
+def test_only_when_nothing_else_is_left_whole_traces_go_and_those_that_are_open_come_back(tracer, recorder, store):
     store.is_away = True
     traces = [open_turn(tracer, message_id=f"M{number}" + "x" * 10_000) for number in range(300)]
     let_it_look(recorder)
@@ -167,13 +168,23 @@ def test_only_when_nothing_else_is_left_whole_traces_go_and_are_counted(tracer, 
             assert recorder.counts().held_bytes <= 4_000_000
     store.is_away = False
     assert recorder.flush()
-    assert len(store.rows) + recorder.num_lost == 600
     assert recorder.num_lost > 0
+    assert len(store.rows) == 600
+    for trace in traces:
+        trace.end_turn("completed")
+    assert recorder.flush()
+    told = [loss_of(store, trace) or {"lost_rows": 0} for trace in traces]
+    assert sum(item["lost_rows"] for item in told) == recorder.num_lost
+    assert {columns["status"] for columns in store.rows.values()} == {"completed"}
 
 
 def loss_of(store, trace):
-    told = [row.payload for row in store.get_payloads(trace.trace_id) if row.payload_type == "error"]
-    return {key: told[-1][key] for key in ("dropped_chunks", "lost_rows")} if told else None
+    """What readers take from the rows that tell losses; None without any."""
+    payloads = store.get_payloads(trace.trace_id)
+    told = read_losses(payloads)
+    if not any(row.payload_type == "error" for row in payloads):
+        return None
+    return {"dropped_chunks": told.dropped_chunks, "lost_rows": told.lost_rows}
 
 
 def logged_totals(caplog):
@@ -331,8 +342,11 @@ def test_the_estimate_of_memory_is_no_lower_than_what_is_used(clock, settings):
     assert estimated <= used * 4
 
 
-@given(st.lists(st.sampled_from(["ok", "away", "refuse"]), max_size=12), st.integers(1, 4))
-@run_with(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(["ok", "away", "refuse"]), max_size=14), st.integers(1, 4))
+@example(["refuse", "ok", "ok", "refuse"], 1)
+@example(["refuse", "refuse", "ok"], 1)
+@example(["refuse", "refuse", "refuse", "ok"], 1)
+@run_with(max_examples=100, deadline=None)
 def test_any_pattern_of_failures_stores_each_row_once_or_counts_it(pattern, num_traces):
     clock = FakeClock()
 
@@ -356,10 +370,20 @@ def test_any_pattern_of_failures_stores_each_row_once_or_counts_it(pattern, num_
         trace.log_stage("mine", {"n": 1})
     # Who waits for a flush makes the writer try at once, instead of after its pause.
     assert any(recorder.flush(deadline_s=0.005) for _ in range(1_000))
+    is_calm = not pattern
     assert recorder.stop()
     # Rows that tell losses tell totals, and may come more than once.
     rows = [(row.trace_id, row.stage) for row in store.payloads if row.payload_type != "error"]
     assert len(rows) == len(set(rows))
+    # Stopping offers once more what was refused, the traces' own rows and what they tell: all agrees then, to the last row.
+    if is_calm:
+        assert {row.trace_id for row in store.payloads} <= set(store.rows)
+        told = [loss_of(store, trace) or {"dropped_chunks": 0, "lost_rows": 0} for trace in traces]
+        assert sum(item["dropped_chunks"] for item in told) == recorder.num_shed
+        assert sum(item["lost_rows"] for item in told) == recorder.num_lost
+        assert set(store.rows) == {trace.trace_id for trace in traces}
+        read = [read_back(tracer, store, trace).timeline.num_dropped_chunks for trace in traces]
+        assert read == [item["dropped_chunks"] for item in told]
     if not has_refusals:
         assert recorder.num_lost == recorder.num_shed == 0
         assert [stages(store, trace) for trace in traces] == [
@@ -445,12 +469,12 @@ def test_a_held_batch_that_was_offered_is_never_changed():
     held = HeldBatches(lambda losses, chunks, rows: counted.append((chunks, rows)))
     ops = [InsertPayload(trace_id="T", stage="big", payload_type="request", payload={"x": "y" * 9_000}, timestamp=None)]
     held.add([Part(LossCount(), ops)])
-    offered = held.head.ops
+    offered = held.offer_head()
     for _ in range(3):
         held.add([Part(LossCount(), list(ops))])
         held.fit(10_000)
-    assert held.head.ops is offered
-    assert held.head.ops == ops
+    assert held.offer_head() is offered
+    assert offered == ops
     assert sum(rows for _, rows in counted) == 3
 
 

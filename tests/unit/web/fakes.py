@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +17,7 @@ from omni.gateway.turn import Verdict
 from omni.model import InstanceConfig, MessageOutcome, OutboundMessage, SendResult
 from omni.ports import PayloadRow, TraceFilter, TraceRow, TraceSummary
 from omni.settings import Settings
-from omni.web.parts import WebParts
+from omni.web.parts import RecordOutcomes, WebParts
 from omni.web.server import create_web_app
 
 API_KEY = "omni-test-api-key-0123456789"
@@ -207,10 +208,12 @@ class Desk:
     channel: RecordingChannel = field(default_factory=RecordingChannel)
     taken: list[tuple[InstanceConfig, dict[str, Any]]] = field(default_factory=list)
     verdict: Verdict | Exception = field(default_factory=lambda: Verdict(status="success", trace_id="trace-1"))
+    opened: list[dict[str, Any]] = field(default_factory=list)
     recorded: list[tuple[str, str, list[MessageOutcome]]] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     num_flushes: int = 0
     flush_hangs: bool = False
+    flush: Callable[[], Awaitable[None]] | None = None
     sandbox_path: str | None = None
 
     def parts(self, **settings: Any) -> WebParts:
@@ -228,7 +231,7 @@ class Desk:
             streaming_document=lambda row, payloads: {"trace_id": row.trace_id, "stages": [p.stage for p in payloads]},
             flush_traces=self.flush_traces,
             health=lambda: {"traces_waiting": 0},
-            record_outbound=self.record_outbound,
+            open_outbound=self.open_outbound,
             on_instances_changed=self.changed.append,
             sandbox_path=self.sandbox_path,
         )
@@ -244,12 +247,19 @@ class Desk:
 
     async def flush_traces(self) -> None:
         self.num_flushes += 1
+        if self.flush is not None:
+            await self.flush()
         if self.flush_hangs:
             await asyncio.Event().wait()
 
-    def record_outbound(self, *, instance_name: str, recipient: str, outcomes: Any) -> str | None:
-        self.recorded.append((instance_name, recipient, list(outcomes)))
-        return "trace-out"
+    def open_outbound(self, *, instance_name: str, recipient: str, **facts: Any) -> RecordOutcomes:
+        self.opened.append({"num_sent": len(self.channel.sent), **facts})
+
+        def record(outcomes: Any) -> str | None:
+            self.recorded.append((instance_name, recipient, list(outcomes)))
+            return "trace-out"
+
+        return record
 
     def add_instance(self, name: str = "support", **values: Any) -> None:
         self.instances.create(

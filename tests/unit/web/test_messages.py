@@ -8,7 +8,9 @@ import httpx
 import pytest
 from tests.unit.web.fakes import WAIT_S, Desk, RecordingChannel, client_of, refusal
 
-from omni.model import MessageOutcome, OutboundMessage, SendResult
+from omni.channels.whatsapp.delivery import AnswerDelivery
+from omni.model import InstanceConfig, MessageOutcome, OutboundMessage, SendResult
+from omni.web.server import create_web_app
 
 PATH = "/api/v1/instance/support/send-text"
 PHONE = "5511999990001"
@@ -63,6 +65,24 @@ async def test_what_was_sent_is_recorded_with_its_outcome(desk: Desk, client: ht
             ],
         )
     ]
+
+
+async def test_the_trace_is_open_before_anything_is_sent_and_named_by_the_outbox(desk: Desk):
+    """What is sent is on record also when the process dies in the middle, and receipts find it: F22."""
+    parts, named = desk.parts(), []
+
+    def open_text(instance: InstanceConfig, recipient: str, *, trace_id: str) -> AnswerDelivery:
+        named.append(trace_id)
+        return parts.open_text(instance, recipient, trace_id=trace_id)
+
+    async with client_of(create_web_app(dataclasses.replace(parts, open_text=open_text))) as client:
+        await client.post(PATH, json={"phone_number": PHONE, "text": "one\n\ntwo"})
+
+    (trace_id,) = named
+    assert desk.opened == [
+        {"num_sent": 0, "trace_id": trace_id, "num_chars": 8, "begun_ns": desk.clock.mono_ns()},
+    ]
+    assert [sent.text for _, sent in desk.channel.sent] == ["one", "two"]
 
 
 async def test_a_refused_message_is_an_answer_with_success_false(desk: Desk, client: httpx.AsyncClient):
@@ -179,7 +199,7 @@ async def test_a_request_that_cannot_be_sent_is_refused_clearly(
         422,
         refusal(422, "request_invalid", f"{field}: {rule}", fields=[{"field": field, "message": rule}]),
     )
-    assert (desk.channel.sent, desk.recorded) == ([], [])
+    assert (desk.channel.sent, desk.opened, desk.recorded) == ([], [], [])
 
 
 async def test_an_unknown_instance_is_a_404(desk: Desk, client: httpx.AsyncClient):

@@ -57,6 +57,18 @@ async def test_a_turn_nobody_knows_is_a_404(client: httpx.AsyncClient):
     assert (answer.status_code, answer.json()) == (404, refusal(404, "record_not_found", sentence, stage="store"))
 
 
+async def test_a_turn_taken_a_moment_ago_is_not_one_nobody_knows(desk: Desk, client: httpx.AsyncClient):
+    """A message that waits for the one before it has its trace, though that may still be on its way into the database."""
+
+    async def flush() -> None:
+        desk.traces.rows = [ROW]
+
+    desk.flush = flush
+    answer = await client.post(f"{BASE}/{ROW.trace_id}/cancel")
+
+    assert answer.status_code == 409
+
+
 async def test_stopping_needs_the_key(desk: Desk, stopped: list[str]):
     async with client_of(desk.app(), key=None) as client:
         answer = await client.post(f"{BASE}/running/cancel")

@@ -1,10 +1,14 @@
 // Draws one turn as SVG: a time axis from the turn's start, a tick per chunk, marks for the first moments, a bar per message.
 
+import { duration } from "./duration.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 const LANE = 62; // height of the chunk lane
 const ROW = 24; // height of one message row
 const TOP = 40; // two rows of labels above the chunk lane
 const AXIS = 30;
+const LONG_MS = 100000;
+const MOST_TURNS = 3; // a receipt is drawn when the turn keeps at least a third of the width beside it
 
 const LEGEND = [
   ["chunk", "chunk (height: size)"],
@@ -44,7 +48,7 @@ export function drawStream(place, legend, trace) {
   svg.append(label(left - 12, TOP + LANE / 2 + 4, "agent", "lane"));
   svg.append(chunkTicks(x, chunks, timeline));
   svg.append(...marks(x, timeline, width - right, height));
-  messages.forEach((message, index) => svg.append(messageRow(x, message, index, left, timeline)));
+  messages.forEach((message, index) => svg.append(messageRow(x, endMs, message, index, left)));
   place.replaceChildren(svg);
   if (!legend.childElementCount) legend.append(...LEGEND.map(swatch));
 }
@@ -53,9 +57,11 @@ function lastMoment(timeline, chunks, messages) {
   const moments = [
     timeline.completed_ms, timeline.stream_end_ms, timeline.last_chunk_ms, timeline.first_token_ms, timeline.first_byte_ms,
     ...chunks.map((chunk) => chunk.offset_ms),
-    ...messages.flatMap((message) => [message.queued_ms, message.accepted_ms, message.delivered_ms, message.read_ms]),
+    ...messages.flatMap((message) => [message.queued_ms, message.accepted_ms]),
   ];
-  return Math.max(400, ...moments.filter((ms) => ms != null)) * 1.04;
+  const turn = Math.max(400, ...moments.filter((ms) => ms != null));
+  const receipts = messages.flatMap((message) => [message.delivered_ms, message.read_ms]);
+  return Math.max(turn, ...receipts.filter((ms) => ms != null && ms <= MOST_TURNS * turn)) * 1.04;
 }
 
 function axis(x, endMs, height, right, left) {
@@ -124,19 +130,28 @@ function marks(x, timeline, right, height) {
     });
 }
 
-function messageRow(x, message, index, left) {
+function messageRow(x, endMs, message, index, left) {
   const y = TOP + LANE + 10 + index * ROW + 5;
   const group = make("g", { class: `message ${message.status}` });
   group.append(label(left - 12, y + 11, left < 80 ? `msg ${index + 1}` : `message ${index + 1}`, "lane"));
   const { queued_ms: queued, accepted_ms: accepted, delivered_ms: delivered, read_ms: read } = message;
   if (queued != null) group.append(bar("queued", x(queued), x(accepted ?? queued), y));
-  if (accepted != null && delivered != null) group.append(bar("accepted", x(accepted), x(delivered), y)); // unknown is not drawn
+  const edge = x(endMs);
+  if (accepted != null && delivered != null) group.append(bar("accepted", x(accepted), Math.min(x(delivered), edge), y)); // unknown is not drawn
   if (read != null) {
-    group.append(make("line", { class: "until-read", x1: x(delivered ?? accepted ?? queued), x2: x(read), y1: y + 7, y2: y + 7 }));
-    group.append(make("circle", { class: "read", cx: x(read), cy: y + 7, r: 4 }));
+    const from = Math.min(x(delivered ?? accepted ?? queued), edge);
+    group.append(make("line", { class: "until-read", x1: from, x2: Math.min(x(read), edge), y1: y + 7, y2: y + 7 }));
+    if (read <= endMs) group.append(make("circle", { class: "read", cx: x(read), cy: y + 7, r: 4 }));
+  }
+  if (Math.max(delivered ?? 0, read ?? 0) > endMs) {
+    group.append(make("path", { class: read != null ? "later" : "later unread", d: `M${edge - 1} ${y + 3}l5 4l-5 4` }));
   }
   const said = [["queued", queued], ["accepted", accepted], ["delivered", delivered], ["read", read]];
-  return titled(group, `message ${index + 1}: ` + said.filter(([, ms]) => ms != null).map(([word, ms]) => `${word} ${Math.round(ms)} ms`).join(", "));
+  return titled(group, `message ${index + 1}: ` + said.filter(([, ms]) => ms != null).map(([word, ms]) => `${word} ${spoken(ms)}`).join(", "));
+}
+
+function spoken(ms) {
+  return ms < LONG_MS ? `${Math.round(ms)} ms` : duration(ms);
 }
 
 function bar(kind, from, to, y) {

@@ -1,5 +1,6 @@
 // The trace panel: asks the gateway for the document of one turn until the turn is over, and shows it in words, figures and a picture.
 
+import { duration } from "./duration.js";
 import { drawStream, EXAMPLE } from "./stream_picture.js";
 
 const POLL_MS = 500;
@@ -139,18 +140,11 @@ export class TracePanel {
   }
 }
 
-export function duration(ms) {
-  if (ms == null) return "unknown";
-  if (ms < 1000) return `${Math.round(ms)} ms`;
-  // Minutes only where tenths of a second no longer matter: an answer that timed out after one is told apart by them.
-  return ms < 600000 ? `${(ms / 1000).toFixed(ms < 10000 ? 2 : 1)} s` : `${(ms / 60000).toFixed(1)} min`;
-}
-
 function count(number, one, many = `${one}s`) {
   return `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
 }
 
-function headline(trace) {
+export function headline(trace) {
   const { timeline = {}, delivery, streaming_complete: complete } = trace;
   const chunks = trace.streaming_chunks ?? [];
   const characters = timeline.total_content_length ?? chunks.reduce((sum, chunk) => sum + chunk.size, 0);
@@ -162,7 +156,7 @@ function headline(trace) {
   } else if (numChunks > 0) {
     parts.push(`streaming: ${count(characters, "character")} in ${count(numChunks, "chunk")} so far`);
   } else {
-    return "The agent is thinking…";
+    return (timeline.completed_ms != null && trace.headline) || "The agent is thinking…";
   }
   if (timeline.first_token_latency_ms != null) parts.push(`first token after ${duration(timeline.first_token_latency_ms)}`);
   if (delivery && delivery.sent > 0) parts.push(delivered(delivery));
@@ -170,17 +164,20 @@ function headline(trace) {
 }
 
 function delivered(delivery) {
-  if (delivery.delivered === delivery.sent) return `${count(delivery.delivered, "message")} delivered`;
-  if (delivery.delivered > 0) return `${delivery.delivered} of ${count(delivery.sent, "message")} delivered`;
-  return `${count(delivery.accepted, "message")} accepted`;
+  let words = `${count(delivery.accepted, "message")} accepted`;
+  if (delivery.delivered === delivery.sent) words = `${count(delivery.delivered, "message")} delivered`;
+  else if (delivery.delivered > 0) words = `${delivery.delivered} of ${count(delivery.sent, "message")} delivered`;
+  if (delivery.failed) words += `, ${delivery.failed} failed`;
+  const reads = delivery.messages.map((message) => message.read_ms).filter((ms) => ms != null);
+  if (!reads.length) return words;
+  const all = delivery.read === delivery.delivered ? "read" : `${delivery.read} read`;
+  return `${words}, ${all} after ${duration(Math.max(...reads))}`;
 }
 
 function facts(trace) {
-  const { timeline = {}, delivery } = trace;
+  const { timeline = {} } = trace;
   const said = [];
   if (timeline.num_tools) said.push(count(timeline.num_tools, "tool call"));
-  if (delivery?.read) said.push(`${delivery.read} read`);
-  if (delivery?.failed) said.push(`${delivery.failed} failed`);
   if (trace.received_at) said.push(new Date(trace.received_at).toLocaleTimeString());
   said.push(trace.trace_id);
   return said;
