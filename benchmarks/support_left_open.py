@@ -47,7 +47,7 @@ def _begin(runtime: Runtime, number: int) -> StreamingTraceContext:
         reply_to=f"{phone}@s.whatsapp.net",
         sender_phone=phone,
         sender_name="Bench",
-        text="Cadê meu pedido?",
+        text="Cadê o pedido?",
         message_type="text",
         raw={"event": "messages.upsert", "data": {"key": {"id": f"LEFT{number}"}}},
     )

@@ -30,7 +30,7 @@ class Scale(Struct, frozen=True, kw_only=True):
     outage_within_s: float
 
 
-_CI = Scale(num_kills=5, num_chats=4, num_messages=3, num_messages_in_outage=6, outage_within_s=25.0)
+_CI = Scale(num_kills=4, num_chats=4, num_messages=3, num_messages_in_outage=6, outage_within_s=25.0)
 _SOAK = Scale(num_kills=100, num_chats=8, num_messages=5, num_messages_in_outage=300, outage_within_s=600.0)
 
 
