@@ -18,7 +18,7 @@ from tests.faults.plans import Part, RunPlan, parts_of, plan_run
 from tests.faults.world import Run, World, ms_between
 
 FLOWS_WITHIN_S = 20.0
-"""Longest until a fifth of the messages were sent; it takes about a second."""
+"""Longest until a fifth of the messages of a short run were sent; it takes about a second."""
 CHUNK_GAP_S = 0.025
 WRITE_GAP_S = 0.3
 """Slow enough that an outage lasts for some seconds, longer than any one write may take."""
@@ -81,7 +81,9 @@ async def run_through(
     *early, latecomer = plan.chats
     num_paragraphs = sum(len(turn.paragraphs) for turn in plan.turns if turn.mark.chat in early)
     run.write_all(chats=early)
-    await world.until(lambda: run.num_sent >= num_paragraphs // 5, within_s=FLOWS_WITHIN_S, what="first messages sent")
+    await world.until(
+        lambda: run.num_sent >= num_paragraphs // 5, within_s=scale.outage_within_s, what="first messages sent"
+    )
     async with outage():
         began_ns, num_before, taken_before = perf_counter_ns(), run.num_sent, run.num_acknowledged
         run.write_all(chats=[latecomer])
